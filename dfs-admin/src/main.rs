@@ -1,0 +1,3 @@
+//! Looks after a dfs cluster.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The chunk daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A dfs cluster as a library: POSIX semantics without FUSE.

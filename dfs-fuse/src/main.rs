@@ -1,0 +1,3 @@
+//! Mounts a dfs cluster.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The dfs metadata server: namespace, extents, chunk plans, locks, cluster membership.

@@ -1,0 +1,1 @@
+//! What crosses crates: the cluster harness, the reference model, fault injection.
