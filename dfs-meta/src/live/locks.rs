@@ -1,0 +1,5 @@
+//! File locks.
+
+/// Locks by inode.
+#[derive(Default)]
+pub struct LockTable {}

@@ -1,0 +1,5 @@
+//! Which sessions were heard of when.
+
+/// Sessions' liveness.
+#[derive(Default)]
+pub struct SessionTable {}

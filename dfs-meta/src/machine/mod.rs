@@ -1,0 +1,3 @@
+//! The one thread that runs operations, and what it runs them on.
+
+pub mod transaction;

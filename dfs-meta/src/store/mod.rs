@@ -1,0 +1,67 @@
+//! The ordered key–value store below the state machine: four calls, so that engines are easy to add and to break in
+//! tests. Keys and records have their own files; this one knows bytes only.
+//!
+//! Guarantees asked of every engine: `commit` is atomic and durable when it returns; reads see all commits that have
+//! returned; all methods may be called from several threads (commits come from one).
+
+pub mod keys;
+pub mod memory;
+pub mod records;
+
+use std::collections::BTreeMap;
+
+use dfs_proto::{Code, Failure};
+
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// Changes to apply together: `Some` puts, `None` deletes.
+pub type Batch = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// An ordered key–value store.
+pub trait Store: Send + Sync + 'static {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// At most `limit` pairs with `start <= key < end`, in key order.
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError>;
+
+    /// The pair with the greatest key in `start <= key < end`.
+    fn last(&self, start: &[u8], end: &[u8]) -> Result<Option<Pair>, StoreError>;
+
+    /// Applies a batch: all of it or nothing, durable when this returns.
+    fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// Bytes the store takes on its disk.
+    fn size_bytes(&self) -> Result<u64, StoreError>;
+}
+
+/// Why the store failed. After a failed commit the server must not answer from what it had not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full.
+    #[error("the metadata store's disk is full")]
+    Full,
+    /// Reading or writing failed.
+    #[error("the metadata store failed: {0}")]
+    Io(String),
+    /// A record that cannot be decoded, or of a version this program does not know.
+    #[error("the metadata store holds a bad record at {key}: {reason}")]
+    BadRecord {
+        /// The key, for people.
+        key: String,
+        /// What is wrong with the value.
+        reason: String,
+    },
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match error {
+            StoreError::Full => Code::NoSpace,
+            StoreError::Io(_) => Code::InputOutput,
+            StoreError::BadRecord { .. } => Code::Corrupt,
+        };
+        Self::new(code, error.to_string())
+    }
+}
