@@ -43,8 +43,8 @@ pub fn attr(ino: Ino, inode: &Inode) -> Attr {
     }
 }
 
-/// Writes the root directory of a fresh filesystem.
-pub fn put_root(tx: &mut Transaction<'_>, now: Timestamp) {
+/// Writes the root directory of a fresh filesystem, whose files are kept as `class` says.
+pub fn put_root(tx: &mut Transaction<'_>, class: Class, now: Timestamp) {
     let root = Inode {
         kind: FileKind::Directory.into(),
         mode: 0o755,
@@ -53,7 +53,7 @@ pub fn put_root(tx: &mut Transaction<'_>, now: Timestamp) {
         mtime: now.into(),
         ctime: now.into(),
         version: 1,
-        class: Class::default().to_string(),
+        class: class.to_string(),
         parent: Ino::ROOT.0,
         ..Inode::default()
     };

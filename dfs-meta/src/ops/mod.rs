@@ -4,14 +4,18 @@
 //!
 //! Adding one: a message in `proto/meta.proto`, a file here with its `run` and its tests, a line in [`run`].
 
+mod close_session;
 mod get_attr;
+mod heartbeat;
 pub mod inode;
 mod lookup;
+mod open_session;
+mod reclaim;
 
 use std::time::Duration;
 
 use dfs_proto::meta::{reply, request};
-use dfs_proto::{Code, Failure, SessionId, Timestamp, limits};
+use dfs_proto::{ClusterId, Code, Failure, SessionId, Timestamp, limits};
 
 use crate::live::Live;
 use crate::machine::transaction::Transaction;
@@ -22,8 +26,10 @@ pub struct Context<'a, 'b> {
     pub tx: &'a mut Transaction<'b>,
     /// The state in memory. Change it only when nothing can fail any more.
     pub live: &'a mut Live,
-    /// The time of the request.
+    /// The time of the request, by the wall clock; never before that of an earlier one.
     pub now: Timestamp,
+    /// The same by a clock that nobody sets: since this server started. For what was heard of when.
+    pub uptime: Duration,
     /// Who asks; 0: nobody with a session.
     pub session: SessionId,
     /// Settings.
@@ -33,6 +39,16 @@ pub struct Context<'a, 'b> {
 /// Settings that operations depend on.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Whose metadata this is.
+    pub cluster: ClusterId,
+    /// A session that is not heard of for so long is fenced.
+    pub session_timeout: Duration,
+    /// How often sessions and chunk daemons are to say that they live.
+    pub heartbeat: Duration,
+    /// A chunk daemon is suspect after so long without a heartbeat.
+    pub node_suspect_after: Duration,
+    /// A chunk daemon is down after so long without a heartbeat.
+    pub node_dead_after: Duration,
     /// How long a chunk that nothing points to is kept.
     pub garbage_grace: Duration,
     /// How long a planned chunk may wait for its commit.
@@ -41,7 +57,41 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { garbage_grace: Duration::from_secs(15 * 60), plan_lifetime: limits::PLAN_LIFETIME }
+        Self {
+            cluster: ClusterId([0; 16]),
+            session_timeout: limits::SESSION_TIMEOUT,
+            heartbeat: limits::HEARTBEAT,
+            node_suspect_after: limits::NODE_SUSPECT_AFTER,
+            node_dead_after: limits::SESSION_TIMEOUT,
+            garbage_grace: Duration::from_secs(15 * 60),
+            plan_lifetime: limits::PLAN_LIFETIME,
+        }
+    }
+}
+
+/// What the server asks of itself: background work in bounded pieces, run like anybody's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Internal {
+    /// Fence sessions that are not heard of any more.
+    ExpireSessions,
+    /// Take over the unnamed inodes of sessions that are over.
+    AdoptOrphans,
+}
+
+/// How an internal operation left its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left to do now.
+    Idle,
+    /// There may be more: ask again soon.
+    More,
+}
+
+/// Runs one internal operation.
+pub fn run_internal(cx: &mut Context<'_, '_>, op: Internal) -> Result<Progress, Failure> {
+    match op {
+        Internal::ExpireSessions => close_session::expire(cx),
+        Internal::AdoptOrphans => close_session::adopt_orphans(cx),
     }
 }
 
@@ -49,6 +99,10 @@ impl Default for Settings {
 pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, Failure> {
     use request::Op;
     match op {
+        Op::OpenSession(request) => open_session::run(cx, request).map(reply::Result::SessionOpened),
+        Op::CloseSession(request) => close_session::run(cx, request).map(reply::Result::Done),
+        Op::Heartbeat(request) => heartbeat::run(cx, request).map(reply::Result::Done),
+        Op::Reclaim(request) => reclaim::run(cx, request).map(reply::Result::Reclaimed),
         Op::Lookup(request) => lookup::run(cx, request).map(reply::Result::Attr),
         Op::GetAttr(request) => get_attr::run(cx, request).map(reply::Result::Attr),
         _ => Err(Failure::new(Code::NotSupported, "this server does not know the operation")),
@@ -56,61 +110,4 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    //! A state machine small enough for tests of single operations: one store, one live state, a clock by hand.
-
-    use super::*;
-    use crate::store::Store;
-    use crate::store::memory::MemoryStore;
-
-    /// State for tests.
-    pub(crate) struct Bench {
-        pub(crate) store: Box<dyn Store>,
-        pub(crate) live: Live,
-        pub(crate) now: Timestamp,
-        pub(crate) settings: Settings,
-    }
-
-    impl Bench {
-        /// A fresh filesystem in memory with its root directory.
-        pub(crate) fn new() -> Self {
-            Self::over(Box::new(MemoryStore::default()))
-        }
-
-        /// A fresh filesystem in `store`.
-        pub(crate) fn over(store: Box<dyn Store>) -> Self {
-            let now = Timestamp { seconds: 1_000_000, nanos: 0 };
-            let mut tx = Transaction::new(&*store, Vec::new());
-            inode::put_root(&mut tx, now);
-            let (writes, _) = tx.finish();
-            store.commit(&writes).expect("commit the root directory");
-            Self { store, live: Live::default(), now, settings: Settings::default() }
-        }
-
-        /// Runs one operation as session 1, a second after the last one, and commits it.
-        pub(crate) fn run(&mut self, op: request::Op) -> Result<reply::Result, Failure> {
-            self.run_as(SessionId(1), op)
-        }
-
-        /// The same as another session.
-        pub(crate) fn run_as(
-            &mut self,
-            session: SessionId,
-            op: request::Op,
-        ) -> Result<reply::Result, Failure> {
-            self.now.seconds += 1;
-            let mut tx = Transaction::new(&*self.store, Vec::new());
-            let mut cx = Context {
-                tx: &mut tx,
-                live: &mut self.live,
-                now: self.now,
-                session,
-                settings: &self.settings,
-            };
-            let result = super::run(&mut cx, &op)?;
-            let (writes, _) = tx.finish();
-            self.store.commit(&writes).expect("commit an operation");
-            Ok(result)
-        }
-    }
-}
+pub(crate) mod testing;

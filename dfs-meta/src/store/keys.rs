@@ -259,6 +259,11 @@ pub fn orphans(session: SessionId) -> KeyRange {
     prefix(build(b'O', &[session.0], &[]))
 }
 
+/// The unnamed inodes of this session and all later ones.
+pub fn orphans_from(session: SessionId) -> KeyRange {
+    KeyRange { start: build(b'O', &[session.0], &[]), end: prefix(vec![b'O']).end }
+}
+
 /// The session and the inode in an orphan's key.
 pub fn orphan_parts(key: &[u8]) -> (SessionId, Ino) {
     (SessionId(number_at(key, 0)), Ino(number_at(key, 1)))

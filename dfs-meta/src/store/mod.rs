@@ -7,6 +7,7 @@
 pub mod keys;
 pub mod memory;
 pub mod records;
+pub mod sled;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,46 @@
+//! After a restart of the server a session brings back what it had open and locked. Repeating it changes nothing, so
+//! it needs no number.
+
+use dfs_proto::meta::{HeldLock, Reclaim, Reclaimed};
+use dfs_proto::{Code, Failure, Ino, SessionId, limits};
+
+use super::Context;
+use crate::store::keys;
+use crate::store::records::{Inode, Marker};
+
+/// Tells which inodes are gone and which locks somebody else holds by now.
+pub(super) fn run(cx: &mut Context<'_, '_>, request: &Reclaim) -> Result<Reclaimed, Failure> {
+    let most = limits::MAX_RECLAIM_ITEMS;
+    if request.open_inos.len() > most || request.locks.len() > most {
+        return Err(Failure::new(Code::Invalid, format!("a reclaim names at most {most} inodes and locks")));
+    }
+    let mut open = Vec::new();
+    let mut stale_inos = Vec::new();
+    for &ino in &request.open_inos {
+        let ino = Ino(ino);
+        match cx.tx.get::<Inode>(&keys::inode(ino))? {
+            Some(inode) => open.push((ino, inode.nlink == 0)),
+            None => stale_inos.push(ino.0),
+        }
+    }
+    for &(ino, unnamed) in &open {
+        if unnamed {
+            // Whatever its last name took along while nobody knew who had it open stays until this session closes it.
+            cx.tx.put(keys::orphan(cx.session, ino), &Marker {});
+            cx.tx.delete(keys::orphan(SessionId(0), ino));
+        }
+    }
+    for (ino, _) in open {
+        cx.live.opens.open(cx.session, ino);
+    }
+    let lost_locks = reclaim_locks(cx, &request.locks);
+    if request.complete {
+        cx.live.sessions.reclaimed(cx.session);
+    }
+    Ok(Reclaimed { stale_inos, lost_locks })
+}
+
+/// Locks cannot be taken on this server, so none can be held.
+fn reclaim_locks(_cx: &mut Context<'_, '_>, locks: &[HeldLock]) -> Vec<HeldLock> {
+    locks.to_vec()
+}
