@@ -5,9 +5,19 @@
 //! | [`cluster`] | real daemons as child processes: start, kill, start again |
 //! | [`mounted`] | a real mount that is always taken down |
 //! | [`programs`] | the binaries, built once, and tools from crates.io |
+//! | [`operation`] | what random tests do to a filesystem, and the trait of what they do it to |
+//! | [`model`] | a reference filesystem in memory |
+//! | [`tree`] | a whole filesystem as a value, compared |
+//! | [`random`] | random operations on a target beside the model |
+//! | [`posix_target`] | a directory as a target: a mount, or the local disk to check the model |
 //! | [`keeper`] | the thread that all child processes belong to |
 
 pub mod cluster;
 pub mod keeper;
+pub mod model;
 pub mod mounted;
+pub mod operation;
+pub mod posix_target;
 pub mod programs;
+pub mod random;
+pub mod tree;
