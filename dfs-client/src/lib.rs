@@ -3,4 +3,6 @@
 //! Arrows go one way: `fs` (the face: inodes, handles, locks) → `data` (dirty buffers, extents, reader, writer) →
 //! `chunk` (one chunk to and from its nodes) and `session` (calls to the metadata server, exactly once).
 
+#[cfg(test)]
+mod fake;
 pub mod session;
