@@ -5,6 +5,7 @@
 //! Adding one: a message in `proto/meta.proto`, a file here with its `run` and its tests, a line in [`run`].
 
 mod close_session;
+pub mod counters;
 mod get_attr;
 mod heartbeat;
 pub mod inode;
