@@ -131,21 +131,29 @@ impl Daemon {
         self.ended
     }
 
+    /// Looks once for a line of its output that satisfies `find`; `None` when there is none yet. Fails when the child
+    /// has ended without it; then the error carries the end of its log.
+    pub fn look_for_line<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> Result<Option<T>> {
+        // Looked at before the log, so that what a child said last is not overlooked.
+        let ended = self.ended();
+        let output = self.output()?;
+        // A line without its newline may still grow.
+        let whole = output.rfind('\n').map_or("", |end| &output[..end]);
+        match (whole.lines().find_map(find), ended) {
+            (None, Some(ended)) => {
+                bail!("{} {ended} before it was ready; {}", self.program.name, self.last_words(20))
+            }
+            (found, _) => Ok(found),
+        }
+    }
+
     /// Waits until a line of its output satisfies `find` and returns what that made of it. Fails when the child ends
-    /// first or says nothing in time; then the error carries the end of its log.
+    /// first or says nothing in time.
     pub fn wait_for_line<T>(&mut self, timeout: Duration, find: impl Fn(&str) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + timeout;
         loop {
-            // Looked at before the log, so that what a child said last is not overlooked.
-            let ended = self.ended();
-            let output = self.output()?;
-            // A line without its newline may still grow.
-            let whole = output.rfind('\n').map_or("", |end| &output[..end]);
-            if let Some(found) = whole.lines().find_map(&find) {
+            if let Some(found) = self.look_for_line(&find)? {
                 return Ok(found);
-            }
-            if let Some(ended) = ended {
-                bail!("{} {ended} before it was ready; {}", self.program.name, self.last_words(20));
             }
             if Instant::now() >= deadline {
                 let waited = timeout.as_secs();

@@ -1,9 +1,24 @@
-//! Looking after a dfs cluster: what `dfs-admin` is made of.
+//! Looking after a dfs cluster: what `dfs-admin` is made of. Nothing here changes a cluster's state behind the metadata
+//! server's back.
 //!
 //! | file | what it does |
 //! |---|---|
-//! | [`daemon`] | one dfs program as a child process |
+//! | [`dev`] | a whole cluster on one machine |
+//! | [`status`] | the cluster's health, printed |
+//! | [`report`] | the cluster's health, judged |
+//! | [`info`] | where one file's bytes are |
+//! | [`find`] | finds the metadata server |
 //! | [`server`] | calls to the metadata server without a session |
+//! | [`mounts`] | the kernel's table of mounts |
+//! | [`daemon`] | one dfs program as a child process |
+//! | [`print`] | numbers and tables for people |
 
 pub mod daemon;
+pub mod dev;
+pub mod find;
+pub mod info;
+pub mod mounts;
+pub mod print;
+pub mod report;
 pub mod server;
+pub mod status;

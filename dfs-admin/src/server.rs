@@ -8,7 +8,7 @@ use std::time::Duration;
 use dfs_proto::common::Code;
 use dfs_proto::limits::{MAX_MESSAGE, RPC_DEADLINE};
 use dfs_proto::meta::meta_client::MetaClient;
-use dfs_proto::meta::{ClusterStatus, Reply, Request, Status, reply, request};
+use dfs_proto::meta::{ClusterStatus, Reply, Request, StatFs, Status, reply, request};
 use dfs_proto::{ClusterId, Failure};
 use tonic::transport::{Channel, Endpoint};
 
@@ -23,29 +23,33 @@ pub struct Server {
 }
 
 impl Server {
-    /// Connects to the first of `addresses` (host:port) that answers.
+    /// Connects to the first of `addresses` (host:port) that answers as a metadata server does.
     pub async fn connect(addresses: &[String]) -> Result<Self, Failure> {
         let mut reasons = Vec::new();
         for address in addresses {
-            let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
-                Ok(endpoint) => endpoint.connect_timeout(CONNECT_DEADLINE).timeout(RPC_DEADLINE),
-                Err(_) => {
-                    let message = format!("{address:?} is not an address: write HOST:PORT");
-                    return Err(Failure::new(Code::Invalid, message));
-                }
-            };
-            match endpoint.connect().await {
-                Ok(channel) => {
-                    let client = MetaClient::new(channel)
-                        .max_decoding_message_size(MAX_MESSAGE)
-                        .max_encoding_message_size(MAX_MESSAGE);
-                    return Ok(Self { client, address: address.clone() });
-                }
-                Err(error) => reasons.push(format!("{address}: {}", innermost(&error))),
+            match Self::try_connect(address).await {
+                Ok(server) => return Ok(server),
+                Err(failure) if failure.code == Code::Invalid => return Err(failure),
+                Err(failure) => reasons.push(format!("{address}: {failure}")),
             }
         }
         let message = format!("no metadata server answers ({})", reasons.join("; "));
         Err(Failure::new(Code::Unavailable, message))
+    }
+
+    async fn try_connect(address: &str) -> Result<Self, Failure> {
+        let bad = || Failure::new(Code::Invalid, format!("{address:?} is not an address: write HOST:PORT"));
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())?;
+        let endpoint = endpoint.connect_timeout(CONNECT_DEADLINE).timeout(RPC_DEADLINE);
+        let unreachable = |error| Failure::new(Code::Unavailable, innermost(&error));
+        let channel = endpoint.connect().await.map_err(unreachable)?;
+        let client = MetaClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let server = Self { client, address: address.to_owned() };
+        // Something else may listen on that port.
+        server.call(request::Op::StatFs(StatFs {})).await?;
+        Ok(server)
     }
 
     /// The address that answered.
