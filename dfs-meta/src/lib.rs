@@ -1,11 +1,13 @@
 //! The dfs metadata server: namespace, extents, chunk plans, locks, cluster membership.
 //!
 //! ```text
-//! main → service → machine → ops → store     (arrows are imports; they never point back)
-//!                             └──→ live, cluster
+//! main → service, status, background → machine → ops → store     (arrows are imports; they never point back)
+//!                                                 └──→ live, cluster
 //! ```
 //!
 //! - `service`  gRPC: decode a request, hand it to the machine, encode its reply
+//! - `status`   the cluster's state for operators, counted beside the machine
+//! - `background`  work that nobody asks for, in small pieces through the machine
 //! - `machine`  the one thread that runs operations, an overlay of the store, group commit
 //! - `ops`      one file per operation: a function of (state, request, session, time) to (reply, writes)
 //! - `live`     what is kept in memory only and built anew after a restart: who is there, open files, locks
@@ -15,7 +17,11 @@
 //! Invariants: an operation reads no clock, draws no randomness and does no I/O but through its transaction; no reply
 //! leaves before what it says is durable; only `store/keys.rs` encodes keys and only `store/sled.rs` names sled.
 
+pub mod background;
+pub mod config;
 pub mod live;
 pub mod machine;
 pub mod ops;
+pub mod service;
+pub mod status;
 pub mod store;

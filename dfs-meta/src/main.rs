@@ -1,3 +1,102 @@
-//! The metadata server.
+//! The metadata server: settings → store → machine → service, until SIGTERM or SIGINT.
+//!
+//! Exits with 0 after a clean stop, 2 when the settings are wrong, 1 when anything else is.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use clap::Parser;
+use dfs_meta::background;
+use dfs_meta::config::{Config, Flags};
+use dfs_meta::machine::{End, Machine, startup};
+use dfs_meta::ops::Settings;
+use dfs_meta::service::{self, Service};
+use dfs_meta::status::StatusBoard;
+use dfs_meta::store::Store;
+use dfs_meta::store::sled::SledStore;
+use dfs_proto::{ClusterId, Timestamp};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let config = match Config::load(Flags::parse()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("dfs-meta: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::new(&config.log_level);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_json {
+        true => log.json().init(),
+        false => log.with_ansi(false).init(),
+    }
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the whole server; returns when it was asked to stop and has.
+#[tokio::main]
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.data, config.cache_bytes)?);
+    let mut settings = Settings {
+        session_timeout: config.session_timeout,
+        heartbeat: config.heartbeat,
+        node_suspect_after: config.node_suspect_after,
+        node_dead_after: config.node_dead_after,
+        garbage_grace: config.garbage_grace,
+        ..Settings::default()
+    };
+    let fresh = ClusterId(*uuid::Uuid::new_v4().as_bytes());
+    let live = startup::prepare(&*store, &mut settings, fresh, config.default_class, Timestamp::now())?;
+    let boot = live.sessions.boot();
+
+    let listener =
+        service::listen(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+    let address = listener.local_addr().context("asking for the address that was bound")?;
+    let nearly_full = Arc::new(AtomicBool::new(false));
+    let machine = Machine::start(store.clone(), live, settings.clone(), nearly_full.clone())
+        .context("starting the machine's threads")?;
+    let handle = machine.handle();
+    let workers = background::start(&handle, config.data.clone(), config.reserve_bytes, nearly_full.clone());
+    let status = Arc::new(StatusBoard::new(store, handle.clone(), settings.clone(), nearly_full));
+
+    let stop = {
+        let handle = handle.clone();
+        async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                _ = handle.ended() => {}
+            }
+            drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+        }
+    };
+    let mut out = std::io::stdout();
+    writeln!(out, "dfs-meta: cluster {} listening on {address}", settings.cluster)?;
+    out.flush()?;
+    tracing::info!(cluster = %settings.cluster, %address, boot, data = %config.data.display(), "ready");
+    sd_notify::notify(&[sd_notify::NotifyState::Ready])
+        .context("telling systemd that the server is ready")?;
+
+    let service = Service::new(handle, status);
+    let served = service.serve(listener, stop).await;
+    drop(workers);
+    let end = tokio::task::spawn_blocking(move || machine.stop()).await.context("stopping the machine")?;
+    served.context("serving")?;
+    match end {
+        End::Stopped => Ok(()),
+        End::Failed(reason) => anyhow::bail!("the metadata server ended: {reason}"),
+    }
+}

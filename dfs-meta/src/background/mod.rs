@@ -1,0 +1,126 @@
+//! Work that nobody asks for: each kind is a worker that hands the machine small pieces, like any client, and rests in
+//! between, so that it never takes more than its share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use dfs_proto::Failure;
+use tokio::task::JoinSet;
+
+use crate::machine::Handle;
+use crate::ops::{Internal, Progress};
+
+/// How long a worker rests after a failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// A worker with more to do rests so many times as long as its last piece took.
+const THROTTLE: u32 = 4;
+
+/// One kind of background work.
+pub trait Worker: Send + 'static {
+    /// For the log.
+    fn name(&self) -> &'static str;
+
+    /// How long to wait when nothing is left to do.
+    fn idle(&self) -> Duration;
+
+    /// Does one bounded piece.
+    fn work(&mut self) -> impl Future<Output = Result<Progress, Failure>> + Send;
+}
+
+/// A worker whose pieces are an internal operation of the machine.
+struct Operation {
+    handle: Handle,
+    name: &'static str,
+    op: Internal,
+    idle: Duration,
+}
+
+impl Worker for Operation {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    async fn work(&mut self) -> Result<Progress, Failure> {
+        self.handle.internal(self.op).await
+    }
+}
+
+/// Notices when the disk below the store is nearly full, while there is still room for deleting.
+struct Space {
+    store_directory: std::path::PathBuf,
+    reserve_bytes: u64,
+    nearly_full: Arc<AtomicBool>,
+}
+
+impl Worker for Space {
+    fn name(&self) -> &'static str {
+        "space"
+    }
+
+    fn idle(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    async fn work(&mut self) -> Result<Progress, Failure> {
+        let available = available_bytes(&self.store_directory)
+            .map_err(|error| Failure::new(dfs_proto::Code::InputOutput, format!("statvfs: {error}")))?;
+        let full = available < self.reserve_bytes;
+        if self.nearly_full.swap(full, Ordering::Relaxed) != full {
+            match full {
+                true => tracing::error!(
+                    available,
+                    reserve = self.reserve_bytes,
+                    "the metadata store's disk is nearly full: only what frees space is accepted"
+                ),
+                false => tracing::info!(available, "the metadata store's disk has room again"),
+            }
+        }
+        Ok(Progress::Idle)
+    }
+}
+
+/// Bytes that may still be written to the filesystem of `directory`.
+pub fn available_bytes(directory: &std::path::Path) -> nix::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(directory)?;
+    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+}
+
+/// Starts all workers; they stop when the set is dropped.
+pub fn start(
+    handle: &Handle,
+    store_directory: std::path::PathBuf,
+    reserve_bytes: u64,
+    nearly_full: Arc<AtomicBool>,
+) -> JoinSet<()> {
+    let mut workers = JoinSet::new();
+    workers.spawn(drive(Space { store_directory, reserve_bytes, nearly_full }));
+    let second = Duration::from_secs(1);
+    for (name, op, idle) in [
+        ("session expiry", Internal::ExpireSessions, second),
+        ("orphan adoption", Internal::AdoptOrphans, second),
+    ] {
+        workers.spawn(drive(Operation { handle: handle.clone(), name, op, idle }));
+    }
+    workers
+}
+
+/// Lets a worker work for ever, with rests.
+async fn drive(mut worker: impl Worker) {
+    loop {
+        let started = Instant::now();
+        let rest = match worker.work().await {
+            Ok(Progress::Idle) => worker.idle(),
+            Ok(Progress::More) => started.elapsed() * THROTTLE,
+            Err(failure) => {
+                tracing::warn!(worker = worker.name(), %failure, "background work failed");
+                AFTER_FAILURE
+            }
+        };
+        tokio::time::sleep(rest).await;
+    }
+}
