@@ -18,6 +18,7 @@
 //! leaves before what it says is durable; only `store/keys.rs` encodes keys and only `store/sled.rs` names sled.
 
 pub mod background;
+pub mod cluster;
 pub mod config;
 pub mod live;
 pub mod machine;

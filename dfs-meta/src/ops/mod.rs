@@ -4,21 +4,33 @@
 //!
 //! Adding one: a message in `proto/meta.proto`, a file here with its `run` and its tests, a line in [`run`].
 
+mod allocate;
 mod close_session;
+mod commit;
 pub mod counters;
+pub mod extents;
+pub mod garbage;
 mod get_attr;
 mod heartbeat;
 pub mod inode;
 mod lookup;
+mod node_heartbeat;
+mod node_inventory;
+mod node_join;
 mod open_session;
+pub mod plan;
 mod reclaim;
+mod report_shard;
+mod shard_health;
 
 use std::time::Duration;
 
 use dfs_proto::meta::{reply, request};
 use dfs_proto::{ClusterId, Code, Failure, SessionId, Timestamp, limits};
 
+use crate::cluster::Policy;
 use crate::live::Live;
+use crate::live::nodes::Patience;
 use crate::machine::transaction::Transaction;
 
 /// What an operation may look at and change.
@@ -35,6 +47,14 @@ pub struct Context<'a, 'b> {
     pub session: SessionId,
     /// Settings.
     pub settings: &'a Settings,
+}
+
+impl Context<'_, '_> {
+    /// The time of the request in ms since 1970, as deadlines in the store are.
+    pub fn now_ms(&self) -> u64 {
+        let seconds = u64::try_from(self.now.seconds).unwrap_or(0);
+        seconds.saturating_mul(1000).saturating_add(u64::from(self.now.nanos / 1_000_000))
+    }
 }
 
 /// Settings that operations depend on.
@@ -54,6 +74,19 @@ pub struct Settings {
     pub garbage_grace: Duration,
     /// How long a planned chunk may wait for its commit.
     pub plan_lifetime: Duration,
+    /// How often each chunk daemon is asked for the full list of its shards, beside when it joins.
+    pub inventory_interval: Duration,
+    /// Which nodes get a chunk's shards.
+    pub placement: Policy,
+    /// Put a chunk's first shard on the writer's host when it has a node.
+    pub place_near_writer: bool,
+}
+
+impl Settings {
+    /// When a chunk daemon counts as what.
+    pub fn patience(&self) -> Patience {
+        Patience { suspect_after: self.node_suspect_after, down_after: self.node_dead_after }
+    }
 }
 
 impl Default for Settings {
@@ -66,6 +99,9 @@ impl Default for Settings {
             node_dead_after: limits::SESSION_TIMEOUT,
             garbage_grace: Duration::from_secs(15 * 60),
             plan_lifetime: limits::PLAN_LIFETIME,
+            inventory_interval: Duration::from_secs(6 * 3600),
+            placement: Policy::Spread,
+            place_near_writer: false,
         }
     }
 }
@@ -77,6 +113,8 @@ pub enum Internal {
     ExpireSessions,
     /// Take over the unnamed inodes of sessions that are over.
     AdoptOrphans,
+    /// Remove chunks that nothing points to and whose time has come.
+    CollectGarbage,
 }
 
 /// How an internal operation left its work.
@@ -93,6 +131,7 @@ pub fn run_internal(cx: &mut Context<'_, '_>, op: Internal) -> Result<Progress, 
     match op {
         Internal::ExpireSessions => close_session::expire(cx),
         Internal::AdoptOrphans => close_session::adopt_orphans(cx),
+        Internal::CollectGarbage => garbage::collect(cx),
     }
 }
 
@@ -106,6 +145,13 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::Reclaim(request) => reclaim::run(cx, request).map(reply::Result::Reclaimed),
         Op::Lookup(request) => lookup::run(cx, request).map(reply::Result::Attr),
         Op::GetAttr(request) => get_attr::run(cx, request).map(reply::Result::Attr),
+        Op::Plan(request) => plan::run(cx, request).map(reply::Result::Plan),
+        Op::Allocate(request) => allocate::run(cx, request).map(reply::Result::Allocated),
+        Op::Commit(request) => commit::run(cx, request).map(reply::Result::Committed),
+        Op::NodeJoin(request) => node_join::run(cx, request).map(reply::Result::NodeJoined),
+        Op::NodeHeartbeat(request) => node_heartbeat::run(cx, request).map(reply::Result::NodeOrders),
+        Op::NodeInventory(request) => node_inventory::run(cx, request).map(reply::Result::Done),
+        Op::ReportShard(request) => report_shard::run(cx, request).map(reply::Result::Done),
         _ => Err(Failure::new(Code::NotSupported, "this server does not know the operation")),
     }
 }

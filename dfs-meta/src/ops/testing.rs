@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+mod cluster;
+
 use super::*;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;

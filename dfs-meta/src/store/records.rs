@@ -195,9 +195,12 @@ pub struct Shard {
     /// Where.
     #[prost(uint64, tag = "2")]
     pub node: u64,
-    /// Reported missing or corrupt there: not counted, not read, to be repaired.
+    /// Reported missing or corrupt there: not counted, not read, to be repaired. While planned: failed to be written.
     #[prost(bool, tag = "3")]
     pub lost: bool,
+    /// Lost because it is corrupt: that its node still lists it does not find it again.
+    #[prost(bool, tag = "4")]
+    pub corrupt: bool,
 }
 
 /// `H`: a shard that a node should hold.
@@ -206,6 +209,15 @@ pub struct Held {
     /// Which piece.
     #[prost(uint32, tag = "1")]
     pub index: u32,
+    /// Bytes of it.
+    #[prost(uint64, tag = "2")]
+    pub length: u64,
+    /// When it was sealed, ms since 1970: lists made before need not have it.
+    #[prost(uint64, tag = "3")]
+    pub since_ms: u64,
+    /// As its chunk's record says of the shard.
+    #[prost(bool, tag = "4")]
+    pub lost: bool,
 }
 
 /// `N`: a chunk daemon's disk.

@@ -1,0 +1,149 @@
+//! Fresh chunk ids with the nodes to write their shards to. Planned chunks that are not committed in time are garbage.
+
+use dfs_proto::meta::{Allocate, Allocated};
+use dfs_proto::{ChunkId, Class, Code, Failure, Labels, NodeId, limits};
+
+use super::plan::Nodes;
+use super::{Context, counters, garbage};
+use crate::cluster::{self, Candidate, Wanted};
+use crate::store::keys;
+use crate::store::records::{Chunk, ChunkState, Shard};
+
+/// Nodes that a client may ask to avoid.
+const MAX_AVOID: usize = 1024;
+
+/// EINVAL; NO_SPACE when the nodes are full, UNAVAILABLE when too few are there. Where not all chunks asked for find
+/// room, fewer come back; where not all shards of a chunk do, fewer shards, but never fewer than a commit needs.
+pub(super) fn run(cx: &mut Context<'_, '_>, request: &Allocate) -> Result<Allocated, Failure> {
+    let class: Class = request.class.parse()?;
+    if request.count == 0 || request.count as usize > limits::MAX_COMMIT_CHUNKS {
+        let message = format!("an allocation is of 1 to {} chunks", limits::MAX_COMMIT_CHUNKS);
+        return Err(Failure::new(Code::Invalid, message));
+    }
+    check_avoid(&request.avoid)?;
+    let near = writer_host(cx, request.client.as_ref());
+    let mut room = Room::new(cx, &request.avoid, &[]);
+    let mut made: Vec<(ChunkId, Chunk)> = Vec::new();
+    for _ in 0..request.count {
+        let id = ChunkId(counters::take(cx, counters::LAST_CHUNK)?);
+        let wanted = Wanted { chunk: id, shards: class.shards() as usize, taken: &[], near: &near };
+        let nodes = match room.place(cx, wanted, class.needed_to_write() as usize) {
+            Ok(nodes) => nodes,
+            Err(failure) if made.is_empty() => return Err(failure),
+            Err(_) => break,
+        };
+        let shards = nodes.iter().enumerate();
+        let mut chunk = Chunk {
+            class: class.to_string(),
+            shards: shards.map(|(index, node)| planned(index as u32, *node)).collect(),
+            ..Chunk::default()
+        };
+        chunk.set_state(ChunkState::Planned);
+        garbage::enqueue(cx, id, &mut chunk, cx.settings.plan_lifetime);
+        cx.tx.put(keys::chunk(id), &chunk);
+        made.push((id, chunk));
+    }
+    answer(cx, &made)
+}
+
+/// A list from the wire is bounded.
+pub(super) fn check_avoid(avoid: &[u64]) -> Result<(), Failure> {
+    match avoid.len() {
+        0..=MAX_AVOID => Ok(()),
+        _ => Err(Failure::new(Code::Invalid, format!("at most {MAX_AVOID} nodes can be avoided"))),
+    }
+}
+
+/// A shard that is to be written.
+pub(super) fn planned(index: u32, node: NodeId) -> Shard {
+    Shard { index, node: node.0, ..Shard::default() }
+}
+
+/// Plans for the client, and the space promised: nothing fails after that.
+pub(super) fn answer(cx: &mut Context<'_, '_>, made: &[(ChunkId, Chunk)]) -> Result<Allocated, Failure> {
+    let mut nodes = Nodes::default();
+    let plans: Result<Vec<_>, Failure> = made.iter().map(|(id, chunk)| nodes.plan(cx, *id, chunk)).collect();
+    let chunks = plans?;
+    for (id, chunk) in made {
+        for shard in &chunk.shards {
+            cx.live.nodes.promise(NodeId(shard.node), *id, shard_bytes(shard));
+        }
+    }
+    Ok(Allocated { chunks, plan_lifetime_ms: cx.settings.plan_lifetime.as_millis() as u64 })
+}
+
+/// What a planned shard may come to take: nobody knows its length yet.
+fn shard_bytes(shard: &Shard) -> u64 {
+    if shard.lost { 0 } else { limits::MAX_CHUNK_LENGTH }
+}
+
+/// The host to place the first shard on, where the setting says so.
+fn writer_host(cx: &Context<'_, '_>, client: Option<&Labels>) -> String {
+    match client {
+        Some(labels) if cx.settings.place_near_writer => labels.host.clone(),
+        _ => String::new(),
+    }
+}
+
+/// The nodes that may get shards, with the space that is left on them as an operation goes on.
+pub(super) struct Room {
+    /// Sorted by node.
+    candidates: Vec<Candidate>,
+    avoid: Vec<NodeId>,
+}
+
+impl Room {
+    /// All that are up, writable and not full, but for `never`; those to avoid are there for want of others only.
+    pub(super) fn new(cx: &Context<'_, '_>, avoid: &[u64], never: &[NodeId]) -> Self {
+        let mut candidates =
+            cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), limits::MAX_CHUNK_LENGTH);
+        candidates.retain(|candidate| !never.contains(&candidate.node));
+        Self { candidates, avoid: avoid.iter().copied().map(NodeId).collect() }
+    }
+
+    /// Nodes for `wanted`, at least `needed` of them.
+    pub(super) fn place(
+        &mut self,
+        cx: &Context<'_, '_>,
+        wanted: Wanted<'_>,
+        needed: usize,
+    ) -> Result<Vec<NodeId>, Failure> {
+        let policy = &cx.settings.placement;
+        let liked: Vec<Candidate> = self
+            .candidates
+            .iter()
+            .filter(|candidate| !self.avoid.contains(&candidate.node))
+            .cloned()
+            .collect();
+        let mut chosen = cluster::place(policy, wanted, &liked);
+        if chosen.len() < needed {
+            chosen = cluster::place(policy, wanted, &self.candidates);
+        }
+        if chosen.len() < needed {
+            return Err(no_room(cx, wanted.shards, needed, chosen.len()));
+        }
+        for candidate in &mut self.candidates {
+            if chosen.contains(&candidate.node) {
+                candidate.free_bytes -= limits::MAX_CHUNK_LENGTH;
+            }
+        }
+        self.candidates.retain(|candidate| candidate.free_bytes >= limits::MAX_CHUNK_LENGTH);
+        Ok(chosen)
+    }
+}
+
+/// Why there are too few nodes: full ones are the user's problem, absent ones pass.
+fn no_room(cx: &Context<'_, '_>, shards: usize, needed: usize, found: usize) -> Failure {
+    let up = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0).len();
+    if up >= needed {
+        let message = format!(
+            "the cluster is full: {up} chunk daemons are up, but only {found} of the {needed} that a chunk needs \
+             have room; add chunk daemons or delete files"
+        );
+        return Failure::new(Code::NoSpace, message);
+    }
+    let message = format!(
+        "only {up} chunk daemons take data now; {shards} are wanted and {needed} needed: see `dfs-admin status`"
+    );
+    Failure::new(Code::Unavailable, message)
+}

@@ -1,0 +1,134 @@
+//! Where a file's bytes are: its extents with the nodes of their chunks' shards, for reading.
+//!
+//! Extents are shown whole, also where the range asked for begins or ends inside one. Shards reported lost are left
+//! out, unless all of a chunk's are: then any of them may still hold the blocks somebody wants.
+
+use std::collections::HashMap;
+
+use dfs_proto::meta::{ChunkPlan, Plan, PlanReply, ShardPlan};
+use dfs_proto::{ChunkId, Code, Failure, FileKind, Ino, NodeAddress, NodeId, limits};
+use prost::Message;
+
+use super::{Context, extents, inode};
+use crate::live::nodes;
+use crate::store::keys;
+use crate::store::records::{self, Chunk, Inode};
+
+/// Extents that come with an open, so that a small file needs no call more.
+const HEAD_EXTENTS: usize = 64;
+/// Chunks and nodes in one answer take at most so many bytes: messages are bounded.
+const MAX_CHUNK_PLAN_BYTES: usize = 2 * 1024 * 1024;
+
+/// EINVAL for what is not a regular file, ESTALE when it is gone.
+pub(super) fn run(cx: &mut Context<'_, '_>, request: &Plan) -> Result<PlanReply, Failure> {
+    let ino = Ino(request.ino);
+    let inode = load_regular(cx, ino)?;
+    let end = request.offset.saturating_add(request.length).min(limits::MAX_FILE_SIZE);
+    let max_extents = request.max_extents.clamp(1, limits::MAX_PLAN_EXTENTS) as usize;
+    covering(cx, ino, &inode, request.offset, end, max_extents)
+}
+
+/// The first extents of a regular file, to go with the answer to an open.
+pub fn head(cx: &mut Context<'_, '_>, ino: Ino, inode: &Inode) -> Result<PlanReply, Failure> {
+    covering(cx, ino, inode, 0, limits::MAX_FILE_SIZE, HEAD_EXTENTS)
+}
+
+/// Loads a regular file; EISDIR, EINVAL.
+pub fn load_regular(cx: &mut Context<'_, '_>, ino: Ino) -> Result<Inode, Failure> {
+    let inode = inode::load(cx, ino)?;
+    match inode.kind() {
+        FileKind::Regular => Ok(inode),
+        FileKind::Directory => Err(Failure::new(Code::IsADirectory, format!("inode {ino} is a directory"))),
+        _ => Err(Failure::new(Code::Invalid, format!("inode {ino} is not a regular file"))),
+    }
+}
+
+/// Up to `max_extents` extents that overlap `offset..end`, and how far that is complete.
+fn covering(
+    cx: &mut Context<'_, '_>,
+    ino: Ino,
+    inode: &Inode,
+    offset: u64,
+    end: u64,
+    max_extents: usize,
+) -> Result<PlanReply, Failure> {
+    let mut found = match inode.allocated_bytes {
+        0 => Vec::new(),
+        _ => extents::overlapping(cx, ino, &(offset..end), max_extents + 1)?,
+    };
+    let mut covered_end = end.max(offset);
+    if found.len() > max_extents {
+        covered_end = found[max_extents].offset;
+        found.truncate(max_extents);
+    }
+    let mut nodes = Nodes::default();
+    let mut chunks: HashMap<u64, ()> = HashMap::new();
+    let mut plans = Vec::new();
+    let mut plan_bytes = 0;
+    for (at, extent) in found.iter().enumerate() {
+        if chunks.insert(extent.chunk, ()).is_some() {
+            continue;
+        }
+        let plan = chunk_plan(cx, &mut nodes, ChunkId(extent.chunk))?;
+        plan_bytes += plan.encoded_len();
+        if plan_bytes > MAX_CHUNK_PLAN_BYTES && at > 0 {
+            covered_end = extent.offset;
+            found.truncate(at);
+            break;
+        }
+        plans.push(plan);
+    }
+    Ok(PlanReply { attr: Some(inode::attr(ino, inode)), extents: found, chunks: plans, covered_end })
+}
+
+fn chunk_plan(cx: &mut Context<'_, '_>, nodes: &mut Nodes, id: ChunkId) -> Result<ChunkPlan, Failure> {
+    let chunk = cx.tx.get::<Chunk>(&keys::chunk(id))?.ok_or_else(|| {
+        Failure::new(Code::Corrupt, format!("the metadata store's chunk {id} is pointed to but not there"))
+    })?;
+    nodes.plan(cx, id, &chunk)
+}
+
+/// Nodes' addresses, each looked up once in an operation.
+#[derive(Default)]
+pub(super) struct Nodes {
+    addresses: HashMap<NodeId, NodeAddress>,
+}
+
+impl Nodes {
+    /// Where a chunk's shards are, ordered by index.
+    pub(super) fn plan(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        id: ChunkId,
+        chunk: &Chunk,
+    ) -> Result<ChunkPlan, Failure> {
+        let any_good = chunk.shards.iter().any(|shard| !shard.lost);
+        let mut shards = Vec::with_capacity(chunk.shards.len());
+        for shard in chunk.shards.iter().filter(|shard| !shard.lost || !any_good) {
+            let node = Some(self.address(cx, NodeId(shard.node))?);
+            shards.push(ShardPlan { index: shard.index, node });
+        }
+        shards.sort_by_key(|shard| shard.index);
+        Ok(ChunkPlan { chunk: id.0, length: chunk.length, class: chunk.class.clone(), shards })
+    }
+
+    fn address(&mut self, cx: &mut Context<'_, '_>, id: NodeId) -> Result<NodeAddress, Failure> {
+        if let Some(address) = self.addresses.get(&id) {
+            return Ok(address.clone());
+        }
+        let address = match cx.live.nodes.get(id) {
+            Some(node) => node.address.clone(),
+            None => {
+                let record = cx.tx.get::<records::Node>(&keys::node(id))?.ok_or_else(|| {
+                    Failure::new(
+                        Code::Corrupt,
+                        format!("the metadata store's node {id} is named but not there"),
+                    )
+                })?;
+                nodes::address(id, &record)
+            }
+        };
+        self.addresses.insert(id, address.clone());
+        Ok(address)
+    }
+}
