@@ -16,12 +16,15 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::mounted::Mount;
+use crate::watchdog::Watchdog;
 use crate::{keeper, programs};
 
 /// How long a daemon may take to say that it is ready.
 const READY: Duration = Duration::from_secs(60);
 /// How long a daemon may take to stop when asked.
 pub const STOP: Duration = Duration::from_secs(20);
+/// How long a test with a cluster may take, unless it says otherwise.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Environment variable: keep the clusters' directories.
 const KEEP: &str = "DFS_TESTS_KEEP";
 
@@ -33,6 +36,7 @@ pub struct Builder {
     chunk_args: Vec<OsString>,
     meta_data: Option<PathBuf>,
     chunk_data: Vec<Option<PathBuf>>,
+    patience: Duration,
 }
 
 /// One metadata server and some chunk daemons.
@@ -41,6 +45,7 @@ pub struct Cluster {
     meta: Member,
     chunks: Vec<Member>,
     directory: Option<TempDir>,
+    _watchdog: Watchdog,
 }
 
 /// One daemon that may be running or not.
@@ -67,6 +72,7 @@ impl Cluster {
             chunk_args: Vec::new(),
             meta_data: None,
             chunk_data: Vec::new(),
+            patience: PATIENCE,
         }
     }
 
@@ -182,8 +188,15 @@ impl Builder {
         self
     }
 
+    /// How long the whole test may take.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Starts everything and waits until all of it is ready.
     pub fn start(self) -> Cluster {
+        let watchdog = Watchdog::new(self.patience);
         let directory =
             tempfile::Builder::new().prefix("dfs-tests-").tempdir().expect("make a temporary directory");
         let root = directory.path();
@@ -201,7 +214,7 @@ impl Builder {
             chunks.push(Member::start(&name, "dfs-chunk", root, data, &args));
         }
         let count = chunks.len();
-        let cluster = Cluster { meta, chunks, directory: Some(directory) };
+        let cluster = Cluster { meta, chunks, directory: Some(directory), _watchdog: watchdog };
         cluster.wait_for_nodes(count);
         cluster
     }

@@ -10,9 +10,18 @@
 //! | [`tree`] | a whole filesystem as a value, compared |
 //! | [`random`] | random operations on a target beside the model |
 //! | [`posix_target`] | a directory as a target: a mount, or the local disk to check the model |
+//! | [`commands`] | other programs, bounded |
+//! | [`journal`] | a writer that remembers what was acknowledged |
+//! | [`disks`] | small disks, and damage to what lies on them |
+//! | [`invariants`] | what must hold of a cluster at any quiet moment |
+//! | [`watchdog`] | the bound on a whole test |
 //! | [`keeper`] | the thread that all child processes belong to |
 
 pub mod cluster;
+pub mod commands;
+pub mod disks;
+pub mod invariants;
+pub mod journal;
 pub mod keeper;
 pub mod model;
 pub mod mounted;
@@ -21,3 +30,4 @@ pub mod posix_target;
 pub mod programs;
 pub mod random;
 pub mod tree;
+pub mod watchdog;

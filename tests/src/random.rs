@@ -78,6 +78,16 @@ impl<T: Target> Run<T> {
         }
     }
 
+    /// Compares the model's tree with what another way into the same filesystem shows.
+    ///
+    /// # Panics
+    /// When they differ.
+    pub fn compare_with(&mut self, other: &mut impl Target) {
+        if let Some(difference) = self.model.tree().difference(&other.tree()) {
+            self.fail(&difference);
+        }
+    }
+
     /// Closes all handles on both, as before unmounting.
     pub fn close_all(&mut self) {
         self.model.close_all();
