@@ -1,0 +1,280 @@
+//! The daemon's door: `Put`, `Read`, `Ping`. Decodes, checks, hands to the store and to the chain; keeps what is in
+//! memory for others within bounds.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_proto::chunk::chunk_server::Chunk;
+use dfs_proto::chunk::{PingReply, PingRequest, PutFrame, PutReply, PutResult, ReadFrame, ReadRequest};
+use dfs_proto::limits::MAX_FRAME_DATA;
+use dfs_proto::{Code, Failure};
+use futures::Stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::forward::{Chain, Peers};
+use crate::node::Node;
+use crate::order::{PutOrder, ReadOrder, check_cluster};
+use crate::store::{Blocks, Incoming, OpenShard, Store};
+
+/// How long a writer may leave us without a frame, and a reader without taking one.
+const PEER_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a request may wait for its turn.
+const TURN_DEADLINE: Duration = Duration::from_secs(10);
+/// The longest chain behind a node: a class has at most 5 shards.
+const MAX_CHAIN: usize = 4;
+/// Puts at once, for each number of nodes behind this one.
+const MAX_PUTS: usize = 32;
+/// Frames in memory at once, for each number of nodes behind this one, in KiB.
+const PUT_BUFFER_KIB: usize = 24 * 1024;
+/// Frames of reads in memory at once, in KiB.
+const READ_BUFFER_KIB: usize = 48 * 1024;
+/// Frames of one read in memory: one being sent, one waiting, one being read.
+const READ_FRAMES: usize = 3;
+
+/// The service.
+pub(crate) struct ChunkService {
+    node: Arc<Node>,
+    peers: Peers,
+    /// By the number of nodes behind this one in the chain. Each level waits only for lower ones, here and on other nodes,
+    /// so that chains in a circle can't wait for each other.
+    levels: [Level; MAX_CHAIN + 1],
+    read_buffer: Arc<Semaphore>,
+}
+
+struct Level {
+    puts: Semaphore,
+    buffer: Arc<Semaphore>,
+}
+
+impl ChunkService {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        let level =
+            |_| Level { puts: Semaphore::new(MAX_PUTS), buffer: Arc::new(Semaphore::new(PUT_BUFFER_KIB)) };
+        let levels = std::array::from_fn(level);
+        Self { node, peers: Peers::default(), levels, read_buffer: Arc::new(Semaphore::new(READ_BUFFER_KIB)) }
+    }
+
+    async fn receive(&self, mut frames: Streaming<PutFrame>) -> Result<PutReply, Failure> {
+        let member = self.node.member()?;
+        let first = next_frame(&mut frames).await?;
+        let header = first.header.ok_or_else(|| invalid("the first frame of a put bears its header"))?;
+        let mut order = PutOrder::parse(header, member.cluster, member.node)?;
+        let level = &self.levels[order.chain.len()];
+        let _turn = turn(level.puts.acquire()).await?;
+        let mut put = Put {
+            local: match self.node.check_may_write(Instant::now()) {
+                Ok(()) => member.store.receive(order.header).await,
+                Err(failure) => Err(failure),
+            },
+            chain: Chain::start(&self.peers, &order)?,
+        };
+        let mut frame = PutFrame { header: None, ..first };
+        if frame.data.is_empty() {
+            frame = next_frame(&mut frames).await?;
+        }
+        while !put.is_lost() {
+            let blocks = Blocks { data: frame.data, crc32c: frame.block_crc32c, held: None };
+            if let Err(failure) = take(&mut order, frame.header.is_some(), &blocks) {
+                put.abort();
+                return Err(failure);
+            }
+            let kib = blocks.data.len().div_ceil(1024) as u32;
+            let held = turn(level.buffer.clone().acquire_many_owned(kib)).await;
+            match held {
+                Ok(held) => put.append(Blocks { held: Some(Arc::new(held)), ..blocks }).await,
+                Err(failure) => {
+                    put.abort();
+                    return Err(failure);
+                }
+            }
+            if order.is_complete() {
+                break;
+            }
+            frame = match next_frame(&mut frames).await {
+                Ok(frame) => frame,
+                Err(failure) => {
+                    put.abort();
+                    return Err(failure);
+                }
+            };
+        }
+        // Nobody waits for the stream's end: every byte that the header told is here and verified.
+        let this = PutResult { node: member.node.0, index: order.header.key.index.0, error: None };
+        Ok(PutReply { results: put.finish(this).await })
+    }
+
+    async fn send(&self, request: ReadRequest) -> Result<FrameStream, Failure> {
+        let member = self.node.member()?;
+        let order = ReadOrder::parse(&request, member.cluster)?;
+        let kib = (request.length as usize).min(READ_FRAMES * MAX_FRAME_DATA).div_ceil(1024) as u32;
+        let held = turn(self.read_buffer.clone().acquire_many_owned(kib)).await?;
+        let store = member.store.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let shard = store.open(order.key)?;
+            let end = order.end(shard.header().length)?;
+            let frame = read_frame(&store, &shard, order.offset, end)?;
+            Ok::<_, Failure>((store, shard, end, frame))
+        });
+        let (store, shard, end, frame) = opened.await.map_err(|_| lost_thread())??;
+        let offset = order.offset + frame.data.len() as u64;
+        if offset == end {
+            return Ok(Box::pin(tokio_stream::once(Ok(frame))));
+        }
+        // One frame waits here while another is read, so that disk and connection work at the same time.
+        let (frames, stream) = mpsc::channel(READ_FRAMES - 2);
+        tokio::spawn(send_frames(store, shard, frame, offset..end, frames, held));
+        Ok(Box::pin(ReceiverStream::new(stream)))
+    }
+}
+
+/// Both ways that a shard's blocks go.
+struct Put {
+    local: Result<Incoming, Failure>,
+    chain: Option<Chain>,
+}
+
+impl Put {
+    async fn append(&mut self, blocks: Blocks) {
+        if let Some(chain) = &mut self.chain {
+            chain.append(blocks.clone()).await;
+        }
+        if let Ok(incoming) = &mut self.local {
+            incoming.append(blocks).await;
+        }
+    }
+
+    /// Whether more blocks would change nothing.
+    fn is_lost(&self) -> bool {
+        self.chain.is_none() && self.local.as_ref().map_or(true, Incoming::has_failed)
+    }
+
+    async fn finish(self, this: PutResult) -> Vec<PutResult> {
+        let local = async {
+            match self.local {
+                Ok(incoming) => incoming.finish().await,
+                Err(failure) => Err(failure),
+            }
+        };
+        let chain = async {
+            match self.chain {
+                Some(chain) => chain.finish().await,
+                None => Vec::new(),
+            }
+        };
+        let (local, chain) = tokio::join!(local, chain);
+        let error = local.err().map(Into::into);
+        std::iter::once(PutResult { error, ..this }).chain(chain).collect()
+    }
+
+    /// The writer is gone or wrong: nothing of the shard stays anywhere.
+    fn abort(self) {
+        if let Some(chain) = self.chain {
+            chain.abort();
+        }
+    }
+}
+
+fn take(order: &mut PutOrder, second_header: bool, blocks: &Blocks) -> Result<(), Failure> {
+    if second_header {
+        return Err(invalid("only the first frame of a put bears a header"));
+    }
+    order.take(blocks)
+}
+
+async fn next_frame(frames: &mut Streaming<PutFrame>) -> Result<PutFrame, Failure> {
+    match tokio::time::timeout(PEER_DEADLINE, frames.message()).await {
+        Ok(Ok(Some(frame))) => Ok(frame),
+        Ok(Ok(None)) => Err(invalid("the put ends before its shard does")),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(Failure::new(
+            Code::Unavailable,
+            format!("the writer has sent nothing for {} seconds", PEER_DEADLINE.as_secs()),
+        )),
+    }
+}
+
+/// Waits for a place, but not for ever. UNAVAILABLE.
+async fn turn<T, E>(place: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    match tokio::time::timeout(TURN_DEADLINE, place).await {
+        Ok(Ok(place)) => Ok(place),
+        _ => Err(Failure::new(Code::Unavailable, "this node has too much to do: try again later")),
+    }
+}
+
+/// The next frame of a read; blocking.
+fn read_frame(store: &Store, shard: &OpenShard, offset: u64, end: u64) -> Result<ReadFrame, Failure> {
+    let length = (end - offset).min(MAX_FRAME_DATA as u64);
+    if offset + length < end {
+        shard.will_need(offset + length, (end - offset - length).min(2 * MAX_FRAME_DATA as u64));
+    }
+    let (data, block_crc32c) = store.read(shard, offset, length as usize)?;
+    Ok(ReadFrame { data, block_crc32c })
+}
+
+/// Reads and sends the frames of a range after a first one that was read already.
+async fn send_frames(
+    store: Arc<Store>,
+    shard: OpenShard,
+    first: ReadFrame,
+    range: std::ops::Range<u64>,
+    frames: mpsc::Sender<Result<ReadFrame, Status>>,
+    _held: OwnedSemaphorePermit,
+) {
+    let mut next = Ok(first);
+    let mut offset = range.start;
+    loop {
+        let failed = next.is_err();
+        let sent = tokio::time::timeout(PEER_DEADLINE, frames.send(next.map_err(Status::from))).await;
+        if failed || offset == range.end || !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+        let (store, shard) = (store.clone(), shard.clone());
+        let read = tokio::task::spawn_blocking(move || read_frame(&store, &shard, offset, range.end));
+        next = read.await.unwrap_or_else(|_| Err(lost_thread()));
+        if let Ok(frame) = &next {
+            offset += frame.data.len() as u64;
+        }
+    }
+}
+
+fn invalid(message: &str) -> Failure {
+    Failure::new(Code::Invalid, message)
+}
+
+fn lost_thread() -> Failure {
+    Failure::new(Code::InputOutput, "the thread that reads the shard has ended")
+}
+
+type FrameStream = Pin<Box<dyn Stream<Item = Result<ReadFrame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Chunk for ChunkService {
+    type ReadStream = FrameStream;
+
+    async fn put(&self, request: Request<Streaming<PutFrame>>) -> Result<Response<PutReply>, Status> {
+        let reply = self.receive(request.into_inner()).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<FrameStream>, Status> {
+        let frames = self.send(request.into_inner()).await?;
+        Ok(Response::new(frames))
+    }
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+        let member = self.node.member()?;
+        let told = request.into_inner().cluster;
+        if !told.is_empty() {
+            check_cluster(&told, member.cluster)?;
+        }
+        Ok(Response::new(PingReply {
+            cluster: member.cluster.to_bytes(),
+            node: member.node.0,
+            version: env!("CARGO_PKG_VERSION").into(),
+            shards: member.store.shards(),
+        }))
+    }
+}
