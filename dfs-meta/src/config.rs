@@ -34,7 +34,7 @@ struct Given {
     /// Memory for the store's page cache, e.g. 256MiB
     #[arg(long, value_name = "SIZE")]
     cache: Option<String>,
-    /// Refuse to grow when the disk has less free space than this, e.g. 256MiB
+    /// Set so much disk space aside for deleting, e.g. 256MiB
     #[arg(long, value_name = "SIZE")]
     reserve: Option<String>,
     /// How the files of a fresh cluster are kept, e.g. replicated:3
@@ -72,7 +72,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Of the store.
     pub cache_bytes: u64,
-    /// Free space below which only what frees space is accepted.
+    /// Space set aside for deleting; at most a sixteenth of the disk is.
     pub reserve_bytes: u64,
     /// Of the root directory of a fresh filesystem.
     pub default_class: Class,
@@ -94,6 +94,8 @@ pub struct Config {
 
 const CACHE: u64 = 256 << 20;
 const RESERVE: u64 = 256 << 20;
+/// A reserve is never more than this part of the disk.
+const RESERVED_PART: u64 = 16;
 const GARBAGE_GRACE: Duration = Duration::from_secs(15 * 60);
 
 impl Config {
@@ -104,6 +106,14 @@ impl Config {
             None => Given::default(),
         };
         Self::check(flags.settings.over(file))
+    }
+
+    /// Space to set aside on the disk of the data directory, which is there already.
+    pub fn reserve_on_disk(&self) -> anyhow::Result<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.data)
+            .with_context(|| format!("asking for the disk of {}", self.data.display()))?;
+        let disk = stat.blocks() as u64 * stat.fragment_size() as u64;
+        Ok(self.reserve_bytes.min(disk / RESERVED_PART))
     }
 
     fn check(given: Given) -> anyhow::Result<Self> {

@@ -69,7 +69,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let machine = Machine::start(store.clone(), live, settings.clone(), nearly_full.clone())
         .context("starting the machine's threads")?;
     let handle = machine.handle();
-    let workers = background::start(&handle, config.data.clone(), config.reserve_bytes, nearly_full.clone());
+    let reserve = config.reserve_on_disk()?;
+    let workers = background::start(&handle, store.clone(), reserve, nearly_full.clone());
     let status = Arc::new(StatusBoard::new(store, handle.clone(), settings.clone(), nearly_full));
 
     let stop = {

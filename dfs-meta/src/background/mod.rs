@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dfs_proto::Failure;
+use dfs_proto::{Code, Failure};
 use tokio::task::JoinSet;
 
 use crate::machine::Handle;
 use crate::ops::{Internal, Progress};
+use crate::store::Store;
 
 /// How long a worker rests after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -50,9 +51,9 @@ impl Worker for Operation {
     }
 }
 
-/// Notices when the disk below the store is nearly full, while there is still room for deleting.
+/// Keeps space set aside for deleting, and tells the machine when that is all there is.
 struct Space {
-    store_directory: std::path::PathBuf,
+    store: Arc<dyn Store>,
     reserve_bytes: u64,
     nearly_full: Arc<AtomicBool>,
 }
@@ -67,43 +68,35 @@ impl Worker for Space {
     }
 
     async fn work(&mut self) -> Result<Progress, Failure> {
-        let available = available_bytes(&self.store_directory)
-            .map_err(|error| Failure::new(dfs_proto::Code::InputOutput, format!("statvfs: {error}")))?;
-        let full = available < self.reserve_bytes;
+        let (store, reserve_bytes) = (self.store.clone(), self.reserve_bytes);
+        let reserved = tokio::task::spawn_blocking(move || store.reserve(reserve_bytes)).await;
+        let full = !reserved.map_err(|error| Failure::new(Code::InputOutput, error.to_string()))??;
         if self.nearly_full.swap(full, Ordering::Relaxed) != full {
             match full {
                 true => tracing::error!(
-                    available,
-                    reserve = self.reserve_bytes,
+                    reserve_bytes,
                     "the metadata store's disk is nearly full: only what frees space is accepted"
                 ),
-                false => tracing::info!(available, "the metadata store's disk has room again"),
+                false => tracing::info!("the metadata store's disk has room again"),
             }
         }
         Ok(Progress::Idle)
     }
 }
 
-/// Bytes that may still be written to the filesystem of `directory`.
-pub fn available_bytes(directory: &std::path::Path) -> nix::Result<u64> {
-    let stat = nix::sys::statvfs::statvfs(directory)?;
-    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
-}
-
 /// Starts all workers; they stop when the set is dropped.
 pub fn start(
     handle: &Handle,
-    store_directory: std::path::PathBuf,
+    store: Arc<dyn Store>,
     reserve_bytes: u64,
     nearly_full: Arc<AtomicBool>,
 ) -> JoinSet<()> {
     let mut workers = JoinSet::new();
-    workers.spawn(drive(Space { store_directory, reserve_bytes, nearly_full }));
+    workers.spawn(drive(Space { store, reserve_bytes, nearly_full }));
     let second = Duration::from_secs(1);
     for (name, op, idle) in [
         ("session expiry", Internal::ExpireSessions, second),
         ("orphan adoption", Internal::AdoptOrphans, second),
-        ("garbage collection", Internal::CollectGarbage, second),
     ] {
         workers.spawn(drive(Operation { handle: handle.clone(), name, op, idle }));
     }

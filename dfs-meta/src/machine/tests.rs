@@ -67,6 +67,9 @@ impl Store for GatedStore {
         }
         self.inner.commit(batch)
     }
+    fn reserve(&self, bytes: u64) -> Result<bool, StoreError> {
+        self.inner.reserve(bytes)
+    }
     fn size_bytes(&self) -> Result<u64, StoreError> {
         self.inner.size_bytes()
     }

@@ -4,10 +4,13 @@
 //! Guarantees asked of every engine: `commit` is atomic and durable when it returns; reads see all commits that have
 //! returned; all methods may be called from several threads (commits come from one).
 
+mod journal;
 pub mod keys;
 pub mod memory;
 pub mod records;
 pub mod sled;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -33,6 +36,10 @@ pub trait Store: Send + Sync + 'static {
     /// Applies a batch: all of it or nothing, durable when this returns.
     fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
 
+    /// Sets space aside for later commits, in place of what was set aside before: at least `bytes` when this returns
+    /// true. False: the disk has not so much left.
+    fn reserve(&self, bytes: u64) -> Result<bool, StoreError>;
+
     /// Bytes the store takes on its disk.
     fn size_bytes(&self) -> Result<u64, StoreError>;
 }
@@ -43,6 +50,9 @@ pub enum StoreError {
     /// The disk is full.
     #[error("the metadata store's disk is full")]
     Full,
+    /// Another process has it open.
+    #[error("{0}")]
+    InUse(String),
     /// Reading or writing failed.
     #[error("the metadata store failed: {0}")]
     Io(String),
@@ -56,11 +66,26 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    fn is_full(error: &std::io::Error) -> bool {
+        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    }
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        match Self::is_full(&error) {
+            true => Self::Full,
+            false => Self::Io(error.to_string()),
+        }
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let code = match error {
             StoreError::Full => Code::NoSpace,
-            StoreError::Io(_) => Code::InputOutput,
+            StoreError::Io(_) | StoreError::InUse(_) => Code::InputOutput,
             StoreError::BadRecord { .. } => Code::Corrupt,
         };
         Self::new(code, error.to_string())
