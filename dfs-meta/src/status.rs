@@ -91,7 +91,7 @@ fn sessions(live: &Live, uptime: Duration) -> Vec<SessionStatus> {
         version: entry.version.clone(),
         heartbeat_age_ms: uptime.saturating_sub(entry.heard).as_millis() as u64,
         open_files: live.opens.count(id) as u64,
-        locks: 0,
+        locks: live.locks.count(id) as u64,
     });
     sessions.collect()
 }

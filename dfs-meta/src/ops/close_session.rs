@@ -4,7 +4,7 @@
 use dfs_proto::meta::{CloseSession, Done};
 use dfs_proto::{Failure, SessionId};
 
-use super::{Context, Progress};
+use super::{Context, Progress, set_lock};
 use crate::store::keys;
 use crate::store::records::Marker;
 
@@ -44,6 +44,9 @@ fn delete_records(cx: &mut Context<'_, '_>, id: SessionId) -> Result<(), Failure
 /// Frees what the session had open and locked.
 fn free(cx: &mut Context<'_, '_>, id: SessionId, reason: &str) {
     cx.live.opens.remove_session(id);
+    for (ino, told) in cx.live.locks.remove_session(id) {
+        set_lock::tell(cx, ino, told);
+    }
     cx.live.sessions.remove(id, reason);
     tracing::info!(session = id.0, reason, "session ended");
 }

@@ -11,6 +11,7 @@ pub mod counters;
 pub mod extents;
 pub mod garbage;
 mod get_attr;
+mod get_lock;
 mod heartbeat;
 pub mod inode;
 mod lookup;
@@ -21,6 +22,7 @@ mod open_session;
 pub mod plan;
 mod reclaim;
 mod report_shard;
+mod set_lock;
 mod shard_health;
 
 use std::time::Duration;
@@ -148,6 +150,8 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::Plan(request) => plan::run(cx, request).map(reply::Result::Plan),
         Op::Allocate(request) => allocate::run(cx, request).map(reply::Result::Allocated),
         Op::Commit(request) => commit::run(cx, request).map(reply::Result::Committed),
+        Op::GetLock(request) => get_lock::run(cx, request).map(reply::Result::LockState),
+        Op::SetLock(request) => set_lock::run(cx, request),
         Op::NodeJoin(request) => node_join::run(cx, request).map(reply::Result::NodeJoined),
         Op::NodeHeartbeat(request) => node_heartbeat::run(cx, request).map(reply::Result::NodeOrders),
         Op::NodeInventory(request) => node_inventory::run(cx, request).map(reply::Result::Done),

@@ -4,7 +4,8 @@
 use dfs_proto::meta::{HeldLock, Reclaim, Reclaimed};
 use dfs_proto::{Code, Failure, Ino, SessionId, limits};
 
-use super::Context;
+use super::{Context, set_lock};
+use crate::live::locks::Lock;
 use crate::store::keys;
 use crate::store::records::{Inode, Marker};
 
@@ -40,7 +41,21 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Reclaim) -> Result<Reclaim
     Ok(Reclaimed { stale_inos, lost_locks })
 }
 
-/// Locks cannot be taken on this server, so none can be held.
-fn reclaim_locks(_cx: &mut Context<'_, '_>, locks: &[HeldLock]) -> Vec<HeldLock> {
-    locks.to_vec()
+/// Takes a session's locks again. Returns those that somebody else holds by now, and all of a session that has no
+/// right to be served before others while they reclaim.
+fn reclaim_locks(cx: &mut Context<'_, '_>, locks: &[HeldLock]) -> Vec<HeldLock> {
+    let sessions = &cx.live.sessions;
+    if sessions.in_grace(cx.uptime) && !sessions.may_reclaim(cx.session, cx.uptime) {
+        return locks.to_vec();
+    }
+    let mut lost = Vec::new();
+    for held in locks {
+        let ino = Ino(held.ino);
+        let lock = Lock::parse(cx.session, held.lock.as_ref());
+        match lock.and_then(|lock| cx.live.locks.set(ino, &lock)) {
+            Ok(told) => set_lock::tell(cx, ino, told),
+            Err(_) => lost.push(*held),
+        }
+    }
+    lost
 }
