@@ -1,0 +1,37 @@
+//! One chunk to and from the nodes that keep it: replicas, chains, replacements, hedged reads.
+//!
+//! Knows chunks, blocks and nodes; knows nothing of files. What it returns was verified by checksum here; what it says
+//! is durable was acknowledged by the node as durable. It never makes bytes up.
+
+mod nodes;
+mod packed;
+mod put;
+mod read;
+
+use std::sync::Arc;
+
+use dfs_proto::{ClusterId, Labels};
+
+use crate::session::MetaCalls;
+
+pub(crate) use packed::PackedChunk;
+
+/// Chunk I/O of one client.
+pub(crate) struct ChunkIo {
+    cluster: ClusterId,
+    meta: Arc<dyn MetaCalls>,
+    nodes: nodes::Nodes,
+    reports: read::Reports,
+}
+
+impl ChunkIo {
+    /// Chunk I/O for a client that is where `labels` say.
+    pub(crate) fn new(meta: Arc<dyn MetaCalls>, cluster: ClusterId, labels: Labels) -> Self {
+        Self { cluster, meta, nodes: nodes::Nodes::new(labels), reports: read::Reports::default() }
+    }
+
+    /// Nodes that failed this client some seconds ago: not to be chosen for new chunks.
+    pub(crate) fn suspects(&self) -> Vec<u64> {
+        self.nodes.suspects()
+    }
+}

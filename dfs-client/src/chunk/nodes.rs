@@ -1,0 +1,285 @@
+//! The chunk daemons this client talks to: connections, distance, how quick they were, who failed lately.
+//!
+//! A node that failed is suspect for some seconds, longer each time, or until it answers a ping when it was only out of
+//! reach. A suspect is asked only when nobody else is left. A node
+//! that is gone without a word is noticed by pings on the connection, within 3 s, however slow disks may be.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use dfs_proto::chunk::PingRequest;
+use dfs_proto::chunk::chunk_client::ChunkClient;
+use dfs_proto::limits::MAX_MESSAGE;
+use dfs_proto::{ClusterId, Code, Failure, Labels, NodeAddress};
+use tonic::transport::{Channel, Endpoint};
+
+/// A connection that is not there after so long is not coming.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often a connection with requests on it is pinged, and how long an answer may take.
+const PING_EVERY: Duration = Duration::from_millis(1000);
+const PING_TIMEOUT: Duration = Duration::from_millis(1500);
+/// HTTP/2 flow control: enough in flight for a fast network.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// How long a node is suspect after its first failure; doubled with each more.
+const SUSPECT_FOR: Duration = Duration::from_secs(3);
+/// The longest that a node is suspect.
+const MAX_SUSPECT_FOR: Duration = Duration::from_secs(30);
+/// How often a suspect node that was out of reach is pinged, and how long an answer may take.
+const PROBE_EVERY: Duration = Duration::from_millis(300);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Nodes remembered; the oldest connections are dropped beyond it.
+const MAX_NODES: usize = 4096;
+/// What a node is taken to need before it was measured.
+const FIRST_LATENCY_US: u64 = 500;
+
+/// All nodes that plans named so far.
+pub(super) struct Nodes {
+    here: Labels,
+    known: Mutex<HashMap<u64, Arc<Node>>>,
+}
+
+/// One chunk daemon.
+pub(super) struct Node {
+    pub(super) id: u64,
+    place: NodeAddress,
+    distance: u8,
+    /// Small requests have a connection of their own, so that they don't wait behind large ones.
+    quick: Channel,
+    bulk: Channel,
+    health: Mutex<Health>,
+    /// Smoothed time to the first byte of an answer.
+    latency_us: AtomicU64,
+    in_flight: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    failures: u32,
+    suspect_until: Option<Instant>,
+    probed: bool,
+}
+
+/// Which connection a request goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Up to a frame.
+    Quick,
+    /// More.
+    Bulk,
+}
+
+impl Nodes {
+    pub(super) fn new(here: Labels) -> Self {
+        Self { here, known: Mutex::new(HashMap::new()) }
+    }
+
+    /// The node that a plan names. Fails when its address is not one.
+    pub(super) fn get(&self, address: &NodeAddress) -> Result<Arc<Node>, Failure> {
+        let mut known = self.lock();
+        if let Some(node) = known.get(&address.node)
+            && node.place.address == address.address
+        {
+            return Ok(Arc::clone(node));
+        }
+        if known.len() >= MAX_NODES {
+            known.clear();
+        }
+        let node = Arc::new(Node::new(address, distance(&self.here, address.labels.as_ref()))?);
+        known.insert(address.node, Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// The ids of nodes that are suspect now.
+    pub(super) fn suspects(&self) -> Vec<u64> {
+        let now = Instant::now();
+        self.lock().values().filter(|node| node.is_suspect(now)).map(|node| node.id).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Node>>> {
+        self.known.lock().expect("nothing panics while it holds the table of nodes")
+    }
+}
+
+impl Node {
+    fn new(address: &NodeAddress, distance: u8) -> Result<Self, Failure> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", address.address))
+            .map_err(|error| {
+                let text =
+                    format!("chunk node {} has the address {:?}: {error}", address.node, address.address);
+                Failure::new(Code::Unavailable, text)
+            })?
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT);
+        Ok(Self {
+            id: address.node,
+            place: address.clone(),
+            distance,
+            quick: endpoint.connect_lazy(),
+            bulk: endpoint.connect_lazy(),
+            health: Mutex::default(),
+            latency_us: AtomicU64::new(FIRST_LATENCY_US),
+            in_flight: AtomicUsize::new(0),
+        })
+    }
+
+    /// A client on one of the node's connections.
+    pub(super) fn client(&self, lane: Lane) -> ChunkClient<Channel> {
+        let channel = match lane {
+            Lane::Quick => self.quick.clone(),
+            Lane::Bulk => self.bulk.clone(),
+        };
+        ChunkClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// For messages: who and where.
+    pub(super) fn name(&self) -> String {
+        format!("chunk node {} at {}", self.id, self.place.address)
+    }
+
+    /// For those who forward to it.
+    pub(super) fn place(&self) -> NodeAddress {
+        self.place.clone()
+    }
+
+    /// Whether it failed a short while ago.
+    pub(super) fn is_suspect(&self, now: Instant) -> bool {
+        self.health().suspect_until.is_some_and(|until| now < until)
+    }
+
+    /// It did not do what it was asked. Must be called within the runtime.
+    pub(super) fn failed(self: &Arc<Self>, failure: &Failure, cluster: ClusterId) {
+        let mut health = self.health();
+        let wait = SUSPECT_FOR.saturating_mul(1 << health.failures.min(8)).min(MAX_SUSPECT_FOR);
+        health.failures = health.failures.saturating_add(1);
+        health.suspect_until = Some(Instant::now() + wait);
+        if failure.code == Code::Unavailable && !std::mem::replace(&mut health.probed, true) {
+            tokio::spawn(probe(Arc::clone(self), cluster));
+        }
+    }
+
+    /// It did.
+    pub(super) fn succeeded(&self) {
+        let mut health = self.health();
+        health.failures = 0;
+        health.suspect_until = None;
+    }
+
+    /// The first byte of an answer came after `elapsed`.
+    pub(super) fn answered_after(&self, elapsed: Duration) {
+        let sample = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min(60_000_000);
+        let before = self.latency_us.load(Ordering::Relaxed);
+        self.latency_us.store((before * 7 + sample) / 8, Ordering::Relaxed);
+    }
+
+    /// How long its answers take to begin, smoothed.
+    pub(super) fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency_us.load(Ordering::Relaxed))
+    }
+
+    /// Counts a request in flight until the guard is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    /// Smaller is to be asked sooner: who is not suspect, near, and likely to answer soon.
+    pub(super) fn rank(&self, now: Instant) -> (bool, u8, u64) {
+        let queue = self.in_flight.load(Ordering::Relaxed) as u64 + 1;
+        (self.is_suspect(now), self.distance, queue * self.latency_us.load(Ordering::Relaxed).max(1))
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().expect("nothing panics while it holds a node's health")
+    }
+}
+
+/// Pings a suspect node until it answers, or is not suspect any more.
+async fn probe(node: Arc<Node>, cluster: ClusterId) {
+    while node.is_suspect(Instant::now()) {
+        tokio::time::sleep(PROBE_EVERY).await;
+        let mut client = node.client(Lane::Quick);
+        let ping = client.ping(PingRequest { cluster: cluster.to_bytes() });
+        if let Ok(Ok(answer)) = tokio::time::timeout(PROBE_TIMEOUT, ping).await
+            && answer.get_ref().node == node.id
+        {
+            node.succeeded();
+        }
+    }
+    node.health().probed = false;
+}
+
+/// A request in flight.
+pub(super) struct InFlight(Arc<Node>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// 0: the same host; 1: rack; 2: zone; 3: elsewhere or not told.
+fn distance(here: &Labels, there: Option<&Labels>) -> u8 {
+    let Some(there) = there else { return 3 };
+    let same = |a: &str, b: &str| !a.is_empty() && a == b;
+    if same(&here.host, &there.host) {
+        0
+    } else if same(&here.rack, &there.rack) && here.zone == there.zone {
+        1
+    } else if same(&here.zone, &there.zone) {
+        2
+    } else {
+        3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(host: &str, rack: &str, zone: &str) -> Labels {
+        Labels { host: host.into(), rack: rack.into(), zone: zone.into() }
+    }
+
+    #[test]
+    fn nearness_goes_by_the_narrowest_shared_label() {
+        let here = labels("h1", "r1", "z1");
+        let to = |there| distance(&here, Some(&there));
+        assert_eq!(to(labels("h1", "r1", "z1")), 0);
+        assert_eq!(to(labels("h2", "r1", "z1")), 1);
+        assert_eq!(to(labels("h2", "r1", "z2")), 3, "racks of two zones may share a name");
+        assert_eq!(to(labels("h2", "r2", "z1")), 2);
+        assert_eq!(distance(&Labels::default(), Some(&Labels::default())), 3, "not told is not the same");
+    }
+
+    #[tokio::test]
+    async fn a_failed_node_is_suspect_for_a_while_and_the_quicker_goes_first() {
+        let nodes = Nodes::new(Labels::default());
+        let get = |node| {
+            let address = format!("127.0.0.1:{}", 1000 + node);
+            nodes.get(&NodeAddress { node, address, labels: None }).unwrap()
+        };
+        let (a, b) = (get(1), get(2));
+        let now = Instant::now();
+        a.answered_after(Duration::from_millis(50));
+        assert!(b.rank(now) < a.rank(now));
+        let busy: Vec<_> = (0..100).map(|_| b.begin()).collect();
+        assert!(a.rank(now) < b.rank(now), "who is busy is slower");
+        drop(busy);
+        b.failed(&Code::NoSpace.into(), ClusterId([0; 16]));
+        assert!(a.rank(now) < b.rank(now));
+        assert_eq!(nodes.suspects(), [2]);
+        assert!(!b.is_suspect(now + MAX_SUSPECT_FOR));
+        b.succeeded();
+        assert!(nodes.suspects().is_empty());
+        assert!(nodes.get(&NodeAddress { node: 3, address: "no address".into(), labels: None }).is_err());
+    }
+}

@@ -1,0 +1,254 @@
+//! Reads blocks of one chunk from whichever of its nodes serves them first and whole.
+//!
+//! The nearest and quickest node is asked first; when it is slow the next one is asked too, when it fails the next one
+//! is asked at once. Every block is verified against the checksum that its writer computed. A shard that is missing or
+//! corrupt is reported to the metadata server. When no node has the blocks, that is an error: bytes are never made up.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dfs_proto::chunk::ReadRequest;
+use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
+use dfs_proto::meta::{ChunkPlan, ReportShard, ShardPlan, request};
+use dfs_proto::{Code, Failure};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::ChunkIo;
+use super::nodes::{Lane, Node};
+use super::put::explain;
+
+/// A node that sends nothing for so long has failed.
+const STALL_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Another node is asked too when the answer is not whole after so many times what its first byte usually takes,
+const HEDGE_FACTOR: u32 = 8;
+/// but not before this,
+const MIN_HEDGE_AFTER: Duration = Duration::from_millis(30);
+/// and this more for each block,
+const HEDGE_PER_BLOCK: Duration = Duration::from_millis(2);
+/// and after this at the latest.
+const MAX_HEDGE_AFTER: Duration = Duration::from_millis(1000);
+/// Hedges in flight: when everything is slow, asking twice makes it slower.
+const MAX_HEDGES: usize = 4;
+/// Shards reported already; forgotten when so many have gathered.
+const MAX_REPORTED: usize = 4096;
+
+/// What was reported, so that each bad shard is reported once, and how many hedges are in flight.
+#[derive(Default)]
+pub(super) struct Reports {
+    sent: Mutex<HashSet<(u64, u64)>>,
+    hedges: AtomicUsize,
+    /// Since the start.
+    all_hedges: AtomicUsize,
+}
+
+impl ChunkIo {
+    /// The blocks `range` of a chunk, each of 64 KiB but for the chunk's last. NOT_FOUND or CORRUPT: every node
+    /// answered and none has them whole; another code: some node did not answer.
+    pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Vec<Bytes>, Failure> {
+        let now = Instant::now();
+        let mut candidates: Vec<(Arc<Node>, &ShardPlan)> = plan
+            .shards
+            .iter()
+            .filter_map(|shard| Some((self.nodes.get(shard.node.as_ref()?).ok()?, shard)))
+            .collect();
+        candidates.sort_by_key(|(node, _)| std::cmp::Reverse(node.rank(now)));
+        let mut failures = Vec::new();
+        let mut running = FuturesUnordered::new();
+        let mut hedges = Vec::new();
+        loop {
+            if running.is_empty() {
+                match candidates.pop() {
+                    Some((node, shard)) => running.push(self.read_shard(node, plan, shard, range.clone())),
+                    None => return Err(self.no_copy_left(plan, failures)),
+                }
+            }
+            let hedge_after = candidates.last().map(|(node, _)| {
+                let transfer = HEDGE_PER_BLOCK * range.len() as u32;
+                (node.latency() * HEDGE_FACTOR + transfer).clamp(MIN_HEDGE_AFTER + transfer, MAX_HEDGE_AFTER)
+            });
+            tokio::select! {
+                biased;
+                Some(answer) = running.next() => match answer {
+                    Ok(blocks) => return Ok(blocks),
+                    Err(failure) => failures.push(failure),
+                },
+                () = tokio::time::sleep(hedge_after.unwrap_or_default()), if hedge_after.is_some() && hedges.is_empty() => {
+                    if let (Some(hedge), Some((node, shard))) = (self.hedge(), candidates.pop()) {
+                        tracing::debug!(chunk = plan.chunk, node = node.id, "a slow read is hedged");
+                        self.reports.all_hedges.fetch_add(1, Ordering::Relaxed);
+                        running.push(self.read_shard(node, plan, shard, range.clone()));
+                        hedges.push(hedge);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads that were asked of a second node because the first was slow, since the start.
+    #[cfg(test)]
+    pub(crate) fn hedges(&self) -> usize {
+        self.reports.all_hedges.load(Ordering::Relaxed)
+    }
+
+    /// The failure to return when every copy failed.
+    fn no_copy_left(&self, plan: &ChunkPlan, failures: Vec<Failure>) -> Failure {
+        let definite = failures.iter().all(|failure| matches!(failure.code, Code::NotFound | Code::Corrupt));
+        let code = match failures.first() {
+            Some(first) if definite => first.code,
+            _ => Code::Unavailable,
+        };
+        let reasons: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
+        let reasons =
+            if reasons.is_empty() { "the plan names no node".to_owned() } else { reasons.join("; ") };
+        Failure::new(code, format!("no copy of chunk {} could be read: {reasons}", plan.chunk))
+    }
+
+    /// A place among the hedges in flight, or `None` when there are enough.
+    fn hedge(&self) -> Option<Hedge<'_>> {
+        let hedge = Hedge(&self.reports.hedges);
+        (self.reports.hedges.fetch_add(1, Ordering::Relaxed) < MAX_HEDGES).then_some(hedge)
+    }
+
+    /// The blocks from one node. Its health, latency and bad shards are noted.
+    async fn read_shard(
+        &self,
+        node: Arc<Node>,
+        plan: &ChunkPlan,
+        shard: &ShardPlan,
+        range: Range<u32>,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let answer = self.fetch(&node, plan, shard.index, range).await;
+        match &answer {
+            Ok(_) => node.succeeded(),
+            Err(failure) if matches!(failure.code, Code::NotFound | Code::Corrupt) => {
+                tracing::warn!(chunk = plan.chunk, node = node.id, %failure, "a shard is bad");
+                self.report(plan.chunk, node.id, failure.code);
+            }
+            Err(failure) => {
+                tracing::warn!(chunk = plan.chunk, node = node.id, %failure, "a read failed");
+                node.failed(failure, self.cluster);
+            }
+        }
+        answer
+    }
+
+    async fn fetch(
+        &self,
+        node: &Arc<Node>,
+        plan: &ChunkPlan,
+        index: u32,
+        range: Range<u32>,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let _in_flight = node.begin();
+        let started = Instant::now();
+        let offset = u64::from(range.start) * BLOCK_SIZE as u64;
+        let length = (u64::from(range.end) * BLOCK_SIZE as u64).min(plan.length).saturating_sub(offset);
+        let lane = if length <= MAX_FRAME_DATA as u64 / 4 { Lane::Quick } else { Lane::Bulk };
+        let request =
+            ReadRequest { cluster: self.cluster.to_bytes(), chunk: plan.chunk, index, offset, length };
+        let stalled =
+            || Failure::new(Code::InputOutput, format!("{} sent nothing for {STALL_TIMEOUT:?}", node.name()));
+        let mut client = node.client(lane);
+        let mut frames = tokio::time::timeout(STALL_TIMEOUT, client.read(request))
+            .await
+            .map_err(|_| stalled())?
+            .map_err(|status| explain(node, status))?
+            .into_inner();
+        let mut blocks = Vec::with_capacity(range.len());
+        let mut left = length;
+        while left > 0 {
+            let frame = tokio::time::timeout(STALL_TIMEOUT, frames.message())
+                .await
+                .map_err(|_| stalled())?
+                .map_err(|status| explain(node, status))?;
+            let Some(frame) = frame else {
+                return Err(Failure::new(
+                    Code::Corrupt,
+                    format!("{} sent {left} bytes too few", node.name()),
+                ));
+            };
+            if blocks.is_empty() {
+                node.answered_after(started.elapsed());
+            }
+            left = take_blocks(frame.data, &frame.block_crc32c, left, &mut blocks).map_err(|what| {
+                Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
+            })?;
+        }
+        Ok(blocks)
+    }
+
+    /// Tells the metadata server of a bad shard, once, without waiting for it.
+    fn report(&self, chunk: u64, node: u64, code: Code) {
+        {
+            let mut sent = self.reports.sent.lock().expect("nothing panics while it holds the reports");
+            if sent.len() >= MAX_REPORTED {
+                sent.clear();
+            }
+            if !sent.insert((chunk, node)) {
+                return;
+            }
+        }
+        let meta = Arc::clone(&self.meta);
+        tokio::spawn(async move {
+            let op = request::Op::ReportShard(ReportShard { chunk, node, code: code.into() });
+            if let Err(failure) = meta.change(op).await {
+                tracing::warn!(chunk, node, %failure, "a bad shard could not be reported");
+            }
+        });
+    }
+}
+
+/// Counts a hedge in flight.
+struct Hedge<'a>(&'a AtomicUsize);
+
+impl Drop for Hedge<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Verifies the blocks of a frame and copies each to a buffer of its own; how many bytes are still to come of `left`.
+fn take_blocks(data: Bytes, sums: &[u32], left: u64, blocks: &mut Vec<Bytes>) -> Result<u64, &'static str> {
+    let whole = data.len() as u64 == left || data.len().is_multiple_of(BLOCK_SIZE);
+    if data.is_empty() || data.len() as u64 > left || !whole {
+        return Err("a frame of a wrong length");
+    }
+    if data.len().div_ceil(BLOCK_SIZE) != sums.len() {
+        return Err("a frame without its checksums");
+    }
+    for (block, sum) in data.chunks(BLOCK_SIZE).zip(sums) {
+        if crc32c::crc32c(block) != *sum {
+            return Err("a corrupt block");
+        }
+        blocks.push(Bytes::copy_from_slice(block));
+    }
+    Ok(left - data.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_and_verified_blocks_are_taken() {
+        let data: Bytes = (0..BLOCK_SIZE + 10).map(|i| i as u8).collect();
+        let sums: Vec<u32> = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        let take = |data: &Bytes, sums: &[u32], left: usize| {
+            let mut blocks = Vec::new();
+            take_blocks(data.clone(), sums, left as u64, &mut blocks).map(|left| (left, blocks.concat()))
+        };
+        assert_eq!(take(&data, &sums, data.len()).unwrap(), (0, data.to_vec()));
+        assert!(take(&data, &sums, data.len() + 1).is_err(), "a short block in the middle");
+        assert!(take(&data, &sums, data.len() - 1).is_err(), "more than asked for");
+        assert!(take(&data, &sums[..1], data.len()).is_err());
+        assert!(take(&Bytes::new(), &[], 5).is_err(), "an empty frame would loop for ever");
+        let mut bad = data.to_vec();
+        bad[BLOCK_SIZE + 3] ^= 1;
+        assert_eq!(take(&Bytes::from(bad), &sums, data.len()).unwrap_err(), "a corrupt block");
+    }
+}

@@ -1,0 +1,305 @@
+//! The one flusher of a mount: takes dirty layers of one or of many inodes, packs them into a chunk, uploads it and
+//! commits all their extents in one operation.
+//!
+//! A request that finds a free upload slot is served at once; while the slots are busy requests gather, and the next
+//! upload takes all that fit one chunk and one commit. Uploads run in parallel; commits of one inode happen in the order
+//! of its cuts. Bytes are let go only when their commit is answered, or when they are given up and the failure is kept
+//! for those who wrote them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use dfs_proto::limits::{MAX_CHUNK_LENGTH, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
+use dfs_proto::meta::{Commit, FileResult, SealedChunk, reply, request};
+use dfs_proto::{Class, Code, Failure};
+
+use super::DataPlane;
+use super::inode::InodeData;
+use super::layers::{Take, TakenLayer};
+use super::packer::{Placement, pack};
+use crate::chunk::PackedChunk;
+
+/// Uploads that nobody waits for, at a time.
+const BACKGROUND_UPLOADS: usize = 4;
+/// Uploads at a time: some room is kept for those that somebody waits for.
+const MAX_UPLOADS: usize = 8;
+/// Packing and checksums above this are not done on a thread that others wait for.
+const INLINE_PACK_BYTES: usize = 512 * 1024;
+/// What is written back in chunks up to this stays in the block cache: small files are often read again soon.
+const KEEP_CACHED_BYTES: u64 = 4 * 1024 * 1024;
+/// The wait before an upload is tried again, at first and at most.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Fresh ids tried one after the other when the server refuses chunks.
+const MAX_REFUSALS: usize = 5;
+
+/// Whether somebody waits for a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// fsync, close, a lock given up.
+    Waited,
+    /// Age, or much of it.
+    Background,
+}
+
+/// The queue of inodes to flush.
+#[derive(Default)]
+pub(super) struct Flusher {
+    queues: Mutex<Queues>,
+}
+
+#[derive(Default)]
+struct Queues {
+    waited: Queue,
+    background: Queue,
+    running: usize,
+    running_background: usize,
+}
+
+/// Inodes in order, each once.
+#[derive(Default)]
+struct Queue {
+    order: VecDeque<u64>,
+    inodes: HashMap<u64, Arc<InodeData>>,
+}
+
+/// One chunk's worth of layers.
+struct Job {
+    urgency: Urgency,
+    class: Result<Class, Failure>,
+    layers: Vec<(Arc<InodeData>, TakenLayer)>,
+}
+
+impl Queue {
+    fn push(&mut self, inode: Arc<InodeData>) {
+        let ino = inode.ino().0;
+        if self.inodes.insert(ino, inode).is_none() {
+            self.order.push_back(ino);
+        }
+    }
+}
+
+impl Flusher {
+    /// Flushes `inodes` as soon as there is a slot.
+    pub(super) fn submit(
+        &self,
+        plane: &Arc<DataPlane>,
+        inodes: impl IntoIterator<Item = Arc<InodeData>>,
+        urgency: Urgency,
+    ) {
+        let mut queues = self.lock();
+        for inode in inodes {
+            queues.queue(urgency).push(inode);
+        }
+        Self::start_jobs(&mut queues, plane);
+    }
+
+    /// Whether files wait for a slot to be written back.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.lock().background.order.is_empty()
+    }
+
+    /// Starts as many jobs as there are slots and work.
+    fn start_jobs(queues: &mut Queues, plane: &Arc<DataPlane>) {
+        while let Some(job) = queues.next_job() {
+            let plane = Arc::clone(plane);
+            plane.runtime.clone().spawn(async move {
+                let urgency = job.urgency;
+                job.run(&plane).await;
+                let mut queues = plane.flusher.lock();
+                queues.running -= 1;
+                queues.running_background -= usize::from(urgency == Urgency::Background);
+                Self::start_jobs(&mut queues, &plane);
+            });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().expect("nothing panics while it holds the flusher's queues")
+    }
+}
+
+impl Queues {
+    fn queue(&mut self, urgency: Urgency) -> &mut Queue {
+        match urgency {
+            Urgency::Waited => &mut self.waited,
+            Urgency::Background => &mut self.background,
+        }
+    }
+
+    /// The next job, if there is a slot for it and something to do; it takes the slot.
+    fn next_job(&mut self) -> Option<Job> {
+        if self.running >= MAX_UPLOADS {
+            return None;
+        }
+        let job = match self.gather(Urgency::Waited) {
+            Some(job) => job,
+            None if self.running_background < BACKGROUND_UPLOADS => self.gather(Urgency::Background)?,
+            None => return None,
+        };
+        self.running += 1;
+        self.running_background += usize::from(job.urgency == Urgency::Background);
+        Some(job)
+    }
+
+    /// Takes layers of the inodes in one queue, all of one class, until a chunk or a commit is full.
+    fn gather(&mut self, urgency: Urgency) -> Option<Job> {
+        let queue = self.queue(urgency);
+        let mut job: Option<Job> = None;
+        let (mut bytes, mut extents) = (MAX_CHUNK_LENGTH as usize, MAX_COMMIT_EXTENTS);
+        // Each inode is looked at once; those that don't fit keep their place.
+        let mut kept = VecDeque::new();
+        while let Some(ino) = queue.order.pop_front() {
+            let Some(inode) = queue.inodes.get(&ino).cloned() else { continue };
+            let class = inode.class();
+            if job.as_ref().is_some_and(|job| job.class != class || job.layers.len() >= MAX_COMMIT_FILES) {
+                kept.push_back(ino);
+                continue;
+            }
+            match inode.take_layer(bytes, extents) {
+                Take::Nothing => {
+                    queue.inodes.remove(&ino);
+                }
+                Take::TooLarge => kept.push_back(ino),
+                Take::Layer(layer) => {
+                    bytes -= layer.bytes.bytes();
+                    extents -= layer.bytes.extents();
+                    if inode.is_waiting() {
+                        kept.push_back(ino);
+                    } else {
+                        queue.inodes.remove(&ino);
+                    }
+                    job.get_or_insert_with(|| Job { urgency, class, layers: Vec::new() })
+                        .layers
+                        .push((inode, layer));
+                }
+            }
+        }
+        queue.order = kept;
+        job
+    }
+}
+
+impl Job {
+    /// Uploads and commits; settles every layer, one way or the other.
+    async fn run(self, plane: &Arc<DataPlane>) {
+        let outcome = self.write(plane).await;
+        let results: Vec<Result<FileResult, Failure>> = match outcome {
+            Ok(results) => results.into_iter().map(Ok).collect(),
+            Err(failure) => {
+                // Layers settle in order, failed ones too.
+                self.wait_for_earlier().await;
+                vec![Err(failure); self.layers.len()]
+            }
+        };
+        for ((inode, layer), result) in self.layers.iter().zip(results) {
+            inode.settle(layer.number, result);
+        }
+    }
+
+    async fn wait_for_earlier(&self) {
+        for (inode, layer) in &self.layers {
+            inode.wait_settled(layer.number - 1).await;
+        }
+    }
+
+    /// Tries until it is done, refused for good, or the mount's timeout is over.
+    async fn write(&self, plane: &Arc<DataPlane>) -> Result<Vec<FileResult>, Failure> {
+        let class = self.class.clone()?;
+        let started = Instant::now();
+        let (packed, placements) = self.pack().await?;
+        // The digest is needed for the commit only: large ones are computed while the bytes are on their way.
+        let digest = digest_of(&packed);
+        tokio::pin!(digest);
+        let mut digest_known = None;
+        let (mut refusals, mut wait) = (0, RETRY_AFTER);
+        loop {
+            let attempt = async {
+                let plan = plane.ids.take(class).await?;
+                let upload = plane.io.put(&packed, &plan, class);
+                let shards = match digest_known {
+                    Some(_) => upload.await?,
+                    None => {
+                        let (shards, digest) = futures::join!(upload, &mut digest);
+                        digest_known = Some(digest?);
+                        shards?
+                    }
+                };
+                let sha256 = digest_known.unwrap_or_default().to_vec().into();
+                let sealed = SealedChunk { chunk: plan.chunk, length: packed.length(), sha256, shards };
+                self.commit(plane, sealed, &placements).await
+            };
+            match attempt.await {
+                Ok((chunk, results)) => {
+                    if packed.length() <= KEEP_CACHED_BYTES {
+                        for (number, block) in (0..).zip(packed.blocks()) {
+                            plane.cache.insert((chunk, number), block);
+                        }
+                    }
+                    return Ok(results);
+                }
+                Err(failure) if failure.code == Code::ChunkRefused && refusals < MAX_REFUSALS => {
+                    tracing::info!(%failure, "a chunk id was refused: taking fresh ones");
+                    refusals += 1;
+                    plane.ids.forget(class);
+                }
+                Err(failure) if failure.is_transient() && !plane.settings.is_over(started) => {
+                    tracing::warn!(%failure, "an upload failed and is tried again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(MAX_RETRY_AFTER);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    async fn pack(&self) -> Result<(PackedChunk, Vec<Placement>), Failure> {
+        let (pieces, placements) = pack(self.layers.iter().map(|(_, layer)| &*layer.bytes));
+        let length: usize = pieces.iter().map(bytes::Bytes::len).sum();
+        let packed = if length <= INLINE_PACK_BYTES {
+            PackedChunk::new(pieces)
+        } else {
+            let packing = tokio::task::spawn_blocking(move || PackedChunk::new(pieces));
+            packing
+                .await
+                .map_err(|error| Failure::new(Code::InputOutput, format!("packing failed: {error}")))?
+        };
+        Ok((packed, placements))
+    }
+
+    /// Seals the chunk and points the files at it, after the earlier layers of each; its id and what became of each.
+    async fn commit(
+        &self,
+        plane: &Arc<DataPlane>,
+        sealed: SealedChunk,
+        placements: &[Placement],
+    ) -> Result<(u64, Vec<FileResult>), Failure> {
+        self.wait_for_earlier().await;
+        let chunk = sealed.chunk;
+        let files = self.layers.iter().zip(placements);
+        let files: Option<Vec<_>> = files
+            .map(|((inode, layer), placement)| inode.commit_of(layer.number, chunk, placement))
+            .collect();
+        let files = files.expect("a layer stays until its job settles it");
+        match plane.meta.change(request::Op::Commit(Commit { chunks: vec![sealed], files })).await? {
+            reply::Result::Committed(committed) if committed.files.len() == self.layers.len() => {
+                Ok((chunk, committed.files))
+            }
+            _ => Err(Failure::new(
+                Code::InputOutput,
+                "the metadata server answered a commit with something else",
+            )),
+        }
+    }
+}
+
+/// The chunk's SHA-256, on a thread of its own when it takes long.
+async fn digest_of(packed: &PackedChunk) -> Result<[u8; 32], Failure> {
+    if packed.length() <= INLINE_PACK_BYTES as u64 {
+        return Ok(packed.sha256());
+    }
+    let packed = packed.clone();
+    let digest = tokio::task::spawn_blocking(move || packed.sha256());
+    digest.await.map_err(|error| Failure::new(Code::InputOutput, format!("the digest failed: {error}")))
+}
