@@ -484,7 +484,16 @@ impl State {
         held.map(|(_, _, held)| *held)
     }
 
+    /// Somebody else changes an inode.
+    pub(crate) fn touch(&mut self, ino: u64) {
+        self.nodes.get_mut(&ino).expect("an inode of the test").attr.version += 1;
+    }
+
     pub(crate) fn has_inode(&self, ino: u64) -> bool {
         self.nodes.contains_key(&ino)
+    }
+
+    pub(crate) fn attr(&self, ino: u64) -> Attr {
+        self.nodes[&ino].attr.clone()
     }
 }

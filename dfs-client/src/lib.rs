@@ -7,6 +7,7 @@ mod chunk;
 pub mod data;
 #[cfg(test)]
 mod fake;
+pub mod fs;
 pub mod session;
 #[cfg(test)]
 mod testing;

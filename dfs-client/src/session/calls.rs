@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use dfs_proto::meta::{CloseSession, Request, reply, request};
+use dfs_proto::meta::{CloseSession, Reply, Request, reply, request};
 use dfs_proto::{Code, Failure};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -86,7 +86,7 @@ impl Core {
             let session = (request.session, request.epoch);
             match self.door.call(request).await {
                 Ok(reply) => {
-                    self.note_boot(reply.boot);
+                    self.note_answer(&reply);
                     let failure = match reply.result {
                         Some(reply::Result::Error(error)) => Failure::from(error),
                         Some(result) => return Ok(result),
@@ -175,13 +175,27 @@ impl Core {
         if timeout(CLOSE_PATIENCE, incarnation.slots.idle()).await.is_err() {
             tracing::warn!("requests to the metadata server are still under way while the session ends");
         }
-        let op = request::Op::CloseSession(CloseSession {});
-        match timeout(CLOSE_PATIENCE, self.settle(op, Kind::Changing)).await {
-            // A repeat may find the session gone: then the first attempt did it.
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(failure)) if failure.code == Code::SessionExpired => Ok(()),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(self.out_of_time(None)),
+        let request = self.request(&incarnation, request::Op::CloseSession(CloseSession {}));
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        let mut pauses = pauses();
+        loop {
+            let last = match self.door.call(request.clone()).await {
+                Ok(Reply { result: Some(reply::Result::Error(error)), .. }) => match Failure::from(error) {
+                    // An attempt before this did it, or it was over anyway.
+                    failure if failure.code == Code::SessionExpired => return Ok(()),
+                    failure if failure.is_transient() => failure,
+                    failure => return Err(failure),
+                },
+                Ok(_) => return Ok(()),
+                Err(Missed::Refused(failure)) => return Err(failure),
+                Err(missed) => missed.failure().clone(),
+            };
+            if within(Some(deadline), sleep(pauses.next().unwrap_or(LONGEST_PAUSE))).await.is_none() {
+                return Err(Failure::new(
+                    last.code,
+                    format!("the metadata server was not told that the session ends: {last}"),
+                ));
+            }
         }
     }
 }

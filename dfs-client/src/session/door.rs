@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dfs_proto::limits::{DEFAULT_META_PORT, MAX_MESSAGE, RPC_DEADLINE};
 use dfs_proto::meta::meta_client::MetaClient;
-use dfs_proto::meta::{Event, Reply, Request, WatchRequest};
+use dfs_proto::meta::{Event, Reply, Request, WatchRequest, reply};
 use dfs_proto::{Code, Failure};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -74,7 +74,14 @@ impl Door {
         let mut client = self.servers[index].1.clone();
         let answer = tokio::time::timeout(deadline.min(RPC_DEADLINE), client.call(request)).await;
         let missed = match answer {
-            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                if is_foreign(&reply) {
+                    // Perhaps only one of the addresses is wrong.
+                    self.turn_from(index);
+                }
+                return Ok(reply);
+            }
             Ok(Err(status)) => classify(status),
             Err(_) => {
                 Missed::InDoubt(Failure::new(Code::Unavailable, "no answer within the deadline of a call"))
@@ -102,6 +109,11 @@ impl Door {
         // Lost races are fine: somebody else turned already.
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+/// Whether the answer comes from a server of another cluster.
+pub(super) fn is_foreign(reply: &Reply) -> bool {
+    matches!(&reply.result, Some(reply::Result::Error(error)) if error.code() == Code::WrongCluster)
 }
 
 fn client(meta: &str) -> Result<MetaClient<Channel>, Failure> {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use dfs_proto::limits::{HEARTBEAT, MAX_RECLAIM_ITEMS, SESSION_SLOTS};
 use dfs_proto::meta::{
-    Event, Heartbeat, OpenSession, Reclaim, Request, SessionOpened, WatchRequest, event, reply, request,
+    Event, Heartbeat, OpenSession, Reclaim, Reply, Request, SessionOpened, WatchRequest, event, reply,
+    request,
 };
 use dfs_proto::{ClusterId, Code, Failure, Ino, PROTOCOL_VERSION};
 use tokio::sync::{Notify, watch as channel};
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::pauses;
-use super::door::{Door, Missed};
+use super::door::{Door, Missed, is_foreign};
 use super::slots::Slots;
 use super::{Core, Holdings, SessionSettings};
 
@@ -150,7 +151,13 @@ pub(super) async fn watch(core: Arc<Core>) {
 
 impl Core {
     /// A server that started after the one known so far has lost what this session holds.
-    pub(super) fn note_boot(&self, boot: u64) {
+    pub(super) fn note_answer(&self, reply: &Reply) {
+        if !is_foreign(reply) {
+            self.note_boot(reply.boot);
+        }
+    }
+
+    fn note_boot(&self, boot: u64) {
         let restarted = self.state.send_if_modified(|state| {
             let restarted = boot > state.boot;
             if restarted {
@@ -186,7 +193,7 @@ impl Core {
         let incarnation = self.state.borrow().incarnation.clone();
         let request = self.request(&incarnation, request::Op::Heartbeat(Heartbeat {}));
         let reply = self.door.call_within(request, deadline).await?;
-        self.note_boot(reply.boot);
+        self.note_answer(&reply);
         if let Some(reply::Result::Error(error)) = reply.result {
             match Failure::from(error) {
                 failure if failure.code == Code::SessionExpired => {
@@ -270,8 +277,8 @@ impl Core {
         for page in pages {
             let request = self.request(incarnation, request::Op::Reclaim(page));
             let reply = self.door.call(request).await.map_err(|missed| missed.failure().clone())?;
-            self.note_boot(reply.boot);
-            if reply.boot != boot {
+            self.note_answer(&reply);
+            if reply.boot != boot && !is_foreign(&reply) {
                 return Err(Failure::new(Code::Unavailable, "the server was restarted while reclaiming"));
             }
             match reply.result {

@@ -34,8 +34,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// Failed operations come back as the server's own [`Failure`]; an answer of another kind than the operation has is
 /// the caller's to refuse.
 pub trait MetaCalls: Send + Sync + 'static {
-    /// A request that changes nothing durable. Retried until it is answered or the timeout is over; dropping the
-    /// future gives the request up.
+    /// A request that may be repeated without harm: it changes nothing, or nothing durable that a repeat would change
+    /// once more. Retried until it is answered or the timeout is over; dropping the future gives the request up.
     fn read(&self, op: request::Op) -> BoxFuture<'_, Result<reply::Result, Failure>>;
 
     /// A changing request: numbered, so that it takes effect once however often it is sent. It goes on in a task of

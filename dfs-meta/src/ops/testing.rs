@@ -10,8 +10,6 @@ use std::time::Duration;
 
 mod cluster;
 
-pub(crate) use cluster::answer;
-
 use super::*;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
