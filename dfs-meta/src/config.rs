@@ -10,6 +10,9 @@ use clap::Parser;
 use dfs_proto::{Class, limits};
 use serde::Deserialize;
 
+use crate::cluster::Policy;
+use crate::ops::Settings;
+
 /// The dfs metadata server: keeps the namespace of one cluster in a directory.
 #[derive(Parser, Debug, Default)]
 #[command(name = "dfs-meta", version)]
@@ -55,6 +58,15 @@ struct Given {
     /// Keep chunks that no file needs any more for so long, e.g. 15m
     #[arg(long, value_name = "TIME")]
     garbage_grace: Option<String>,
+    /// How to choose the nodes for data: spread, least-loaded, round-robin or hash-ring
+    #[arg(long, value_name = "POLICY")]
+    placement: Option<String>,
+    /// Put a first copy on the writer's own host when it has a chunk daemon
+    #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true")]
+    place_near_writer: Option<bool>,
+    /// How often each chunk daemon is asked for everything it holds, e.g. 6h
+    #[arg(long, value_name = "TIME")]
+    inventory_interval: Option<String>,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,dfs_meta=debug
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -86,6 +98,12 @@ pub struct Config {
     pub node_dead_after: Duration,
     /// For chunks that nothing points to.
     pub garbage_grace: Duration,
+    /// Which nodes get a chunk's shards.
+    pub placement: Policy,
+    /// A first copy goes to the writer's host.
+    pub place_near_writer: bool,
+    /// Of chunk daemons.
+    pub inventory_interval: Duration,
     /// A filter for the log.
     pub log_level: String,
     /// Whether log lines are JSON objects.
@@ -94,6 +112,7 @@ pub struct Config {
 
 const CACHE: u64 = 256 << 20;
 const RESERVE: u64 = 256 << 20;
+const INVENTORY_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// A reserve is never more than this part of the disk.
 const RESERVED_PART: u64 = 16;
 const GARBAGE_GRACE: Duration = Duration::from_secs(15 * 60);
@@ -106,6 +125,21 @@ impl Config {
             None => Given::default(),
         };
         Self::check(flags.settings.over(file))
+    }
+
+    /// What operations need of them; the store says the rest.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            session_timeout: self.session_timeout,
+            heartbeat: self.heartbeat,
+            node_suspect_after: self.node_suspect_after,
+            node_dead_after: self.node_dead_after,
+            garbage_grace: self.garbage_grace,
+            placement: self.placement,
+            place_near_writer: self.place_near_writer,
+            inventory_interval: self.inventory_interval,
+            ..Settings::default()
+        }
     }
 
     /// Space to set aside on the disk of the data directory, which is there already.
@@ -139,6 +173,12 @@ impl Config {
             )?,
             node_dead_after: time("node_dead_after", given.node_dead_after, limits::SESSION_TIMEOUT)?,
             garbage_grace: time("garbage_grace", given.garbage_grace, GARBAGE_GRACE)?,
+            placement: match given.placement {
+                Some(text) => text.parse().context("placement")?,
+                None => Policy::default(),
+            },
+            place_near_writer: given.place_near_writer.unwrap_or(false),
+            inventory_interval: time("inventory_interval", given.inventory_interval, INVENTORY_INTERVAL)?,
             log_level: given.log_level.unwrap_or_else(|| "info".into()),
             log_json: match given.log_format.as_deref() {
                 None | Some("text") => false,
@@ -180,6 +220,9 @@ impl Given {
             node_suspect_after: self.node_suspect_after.or(below.node_suspect_after),
             node_dead_after: self.node_dead_after.or(below.node_dead_after),
             garbage_grace: self.garbage_grace.or(below.garbage_grace),
+            placement: self.placement.or(below.placement),
+            place_near_writer: self.place_near_writer.or(below.place_near_writer),
+            inventory_interval: self.inventory_interval.or(below.inventory_interval),
             log_level: self.log_level.or(below.log_level),
             log_format: self.log_format.or(below.log_format),
         }
@@ -252,6 +295,8 @@ mod tests {
             ("data = '/d'\nsession_timeout = '1s'", "session_timeout"),
             ("data = '/d'\nnode_dead_after = '6s'", "node_dead_after"),
             ("data = '/d'\ndefault_class = 'raid5'", "default_class"),
+            ("data = '/d'\nplacement = 'darts'", "placement"),
+            ("data = '/d'\nplace_near_writer = 'yes'", "place_near_writer"),
             ("data = '/d'\nlog_format = 'xml'", "log_format"),
             ("data = '/d'\nlog_level = 'a=b=c'", "log_level"),
             ("", "data"),

@@ -12,7 +12,6 @@ use clap::Parser;
 use dfs_meta::background;
 use dfs_meta::config::{Config, Flags};
 use dfs_meta::machine::{End, Machine, startup};
-use dfs_meta::ops::Settings;
 use dfs_meta::service::{self, Service};
 use dfs_meta::status::StatusBoard;
 use dfs_meta::store::Store;
@@ -50,14 +49,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
 
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.data, config.cache_bytes)?);
-    let mut settings = Settings {
-        session_timeout: config.session_timeout,
-        heartbeat: config.heartbeat,
-        node_suspect_after: config.node_suspect_after,
-        node_dead_after: config.node_dead_after,
-        garbage_grace: config.garbage_grace,
-        ..Settings::default()
-    };
+    let mut settings = config.settings();
     let fresh = ClusterId(*uuid::Uuid::new_v4().as_bytes());
     let live = startup::prepare(&*store, &mut settings, fresh, config.default_class, Timestamp::now())?;
     let boot = live.sessions.boot();

@@ -97,6 +97,7 @@ pub fn start(
     for (name, op, idle) in [
         ("session expiry", Internal::ExpireSessions, second),
         ("orphan adoption", Internal::AdoptOrphans, second),
+        ("garbage collection", Internal::CollectGarbage, second),
     ] {
         workers.spawn(drive(Operation { handle: handle.clone(), name, op, idle }));
     }

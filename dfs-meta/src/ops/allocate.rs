@@ -90,6 +90,7 @@ pub(super) struct Room {
     /// Sorted by node.
     candidates: Vec<Candidate>,
     avoid: Vec<NodeId>,
+    never: Vec<NodeId>,
 }
 
 impl Room {
@@ -98,7 +99,7 @@ impl Room {
         let mut candidates =
             cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), limits::MAX_CHUNK_LENGTH);
         candidates.retain(|candidate| !never.contains(&candidate.node));
-        Self { candidates, avoid: avoid.iter().copied().map(NodeId).collect() }
+        Self { candidates, avoid: avoid.iter().copied().map(NodeId).collect(), never: never.to_vec() }
     }
 
     /// Nodes for `wanted`, at least `needed` of them.
@@ -120,7 +121,7 @@ impl Room {
             chosen = cluster::place(policy, wanted, &self.candidates);
         }
         if chosen.len() < needed {
-            return Err(no_room(cx, wanted.shards, needed, chosen.len()));
+            return Err(self.too_few(cx, needed, chosen.len()));
         }
         for candidate in &mut self.candidates {
             if chosen.contains(&candidate.node) {
@@ -130,20 +131,21 @@ impl Room {
         self.candidates.retain(|candidate| candidate.free_bytes >= limits::MAX_CHUNK_LENGTH);
         Ok(chosen)
     }
-}
 
-/// Why there are too few nodes: full ones are the user's problem, absent ones pass.
-fn no_room(cx: &Context<'_, '_>, shards: usize, needed: usize, found: usize) -> Failure {
-    let up = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0).len();
-    if up >= needed {
+    /// Why there are too few nodes: that they are full is the user's problem, that they are away passes.
+    fn too_few(&self, cx: &Context<'_, '_>, needed: usize, found: usize) -> Failure {
+        let up = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0);
+        let up = up.iter().filter(|candidate| !self.never.contains(&candidate.node)).count();
+        if up >= needed {
+            let message = format!(
+                "the cluster is full: {found} of {up} chunk daemons have room, a chunk needs {needed}; add chunk \
+                 daemons or delete files"
+            );
+            return Failure::new(Code::NoSpace, message);
+        }
         let message = format!(
-            "the cluster is full: {up} chunk daemons are up, but only {found} of the {needed} that a chunk needs \
-             have room; add chunk daemons or delete files"
+            "{up} chunk daemons are there that can take data, a chunk needs {needed}: see `dfs-admin status`"
         );
-        return Failure::new(Code::NoSpace, message);
+        Failure::new(Code::Unavailable, message)
     }
-    let message = format!(
-        "only {up} chunk daemons take data now; {shards} are wanted and {needed} needed: see `dfs-admin status`"
-    );
-    Failure::new(Code::Unavailable, message)
 }

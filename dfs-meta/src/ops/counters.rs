@@ -18,6 +18,8 @@ pub const LAST_INO: &str = "last_ino";
 pub const LAST_CHUNK: &str = "last_chunk";
 /// The chunk daemon's id handed out last.
 pub const LAST_NODE: &str = "last_node";
+/// The session's id handed out last.
+pub const LAST_SESSION: &str = "last_session";
 
 /// What a counter says; 0 when it was never set.
 pub fn get(tx: &mut Transaction<'_>, name: &str) -> Result<u64, StoreError> {

@@ -7,8 +7,10 @@
 mod allocate;
 mod close_session;
 mod commit;
+mod copy_range;
 pub mod counters;
 pub mod extents;
+mod fallocate;
 pub mod garbage;
 mod get_attr;
 mod get_lock;
@@ -21,7 +23,9 @@ mod node_join;
 mod open_session;
 pub mod plan;
 mod reclaim;
+mod replace;
 mod report_shard;
+mod seek;
 mod set_lock;
 mod shard_health;
 
@@ -149,7 +153,11 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::GetAttr(request) => get_attr::run(cx, request).map(reply::Result::Attr),
         Op::Plan(request) => plan::run(cx, request).map(reply::Result::Plan),
         Op::Allocate(request) => allocate::run(cx, request).map(reply::Result::Allocated),
+        Op::Replace(request) => replace::run(cx, request).map(reply::Result::Allocated),
         Op::Commit(request) => commit::run(cx, request).map(reply::Result::Committed),
+        Op::Fallocate(request) => fallocate::run(cx, request),
+        Op::CopyRange(request) => copy_range::run(cx, request).map(reply::Result::Copied),
+        Op::Seek(request) => seek::run(cx, request).map(reply::Result::Offset),
         Op::GetLock(request) => get_lock::run(cx, request).map(reply::Result::LockState),
         Op::SetLock(request) => set_lock::run(cx, request),
         Op::NodeJoin(request) => node_join::run(cx, request).map(reply::Result::NodeJoined),

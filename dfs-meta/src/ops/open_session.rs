@@ -3,9 +3,9 @@
 use dfs_proto::meta::{OpenSession, SessionOpened};
 use dfs_proto::{Code, Failure, PROTOCOL_VERSION, SessionId, limits};
 
-use super::Context;
+use super::{Context, counters};
 use crate::store::keys;
-use crate::store::records::{Counter, Session};
+use crate::store::records::Session;
 
 /// The longest text a client may give about itself, in bytes.
 const MAX_TEXT: usize = 1024;
@@ -24,7 +24,7 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &OpenSession) -> Result<Ses
     if request.client.len() > MAX_TEXT || request.version.len() > MAX_TEXT {
         return Err(Failure::new(Code::Invalid, "a session's client and version are at most 1 KiB long"));
     }
-    let id = take_number(cx)?;
+    let id = SessionId(counters::take(cx, counters::LAST_SESSION)?);
     let session = Session { epoch: 1, client: request.client.clone(), version: request.version.clone() };
     cx.tx.put(keys::session(id), &session);
     cx.live.sessions.add(id, &session, cx.uptime);
@@ -36,13 +36,4 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &OpenSession) -> Result<Ses
         timeout_ms: cx.settings.session_timeout.as_millis() as u64,
         cluster: cx.settings.cluster.to_bytes(),
     })
-}
-
-/// Session ids are never used twice.
-fn take_number(cx: &mut Context<'_, '_>) -> Result<SessionId, Failure> {
-    let key = keys::setting("last_session");
-    let last = cx.tx.get::<Counter>(&key)?.unwrap_or_default();
-    let next = Counter { value: last.value + 1 };
-    cx.tx.put(key, &next);
-    Ok(SessionId(next.value))
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 mod cluster;
 
+pub(crate) use cluster::answer;
+
 use super::*;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use sled::{Db, IVec, Mode};
@@ -23,6 +24,8 @@ use super::{Batch, Pair, Store, StoreError};
 
 /// The write-ahead log's size: bounds the time of a replay, and is written once when the store is made.
 const JOURNAL_BYTES: usize = 16 << 20;
+/// How long to wait for a store that another server has open.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A store in a directory of its own.
 pub struct SledStore {
@@ -54,7 +57,7 @@ impl SledStore {
             .cache_capacity(cache_bytes)
             .flush_every_ms(None)
             .mode(Mode::HighThroughput);
-        let db = config.open().map_err(|error| open_error(error, directory))?;
+        let db = open_patiently(&config, directory)?;
         let path = directory.join("db");
         let log = File::options().write(true).open(&path).map_err(|error| disk_error(&error, &path))?;
         let journal = Journal::open(directory, journal, |batch| apply(&db, &batch))?;
@@ -182,6 +185,17 @@ fn engine_error(error: sled::Error) -> StoreError {
     match error {
         sled::Error::Io(error) => error.into(),
         error => StoreError::Io(error.to_string()),
+    }
+}
+
+/// Opens sled; a store that was just closed may be held a moment longer by threads that finish writing.
+fn open_patiently(config: &sled::Config, directory: &Path) -> Result<Db, StoreError> {
+    let give_up = Instant::now() + IN_USE_PATIENCE;
+    loop {
+        match config.open().map_err(|error| open_error(error, directory)) {
+            Err(StoreError::InUse(_)) if Instant::now() < give_up => std::thread::sleep(IN_USE_PATIENCE / 20),
+            result => return result,
+        }
     }
 }
 

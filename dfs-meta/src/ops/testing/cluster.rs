@@ -21,6 +21,8 @@ macro_rules! answer {
     };
 }
 
+pub(crate) use answer;
+
 impl Bench {
     /// A fresh filesystem with so many chunk daemons, each on a host of its own.
     pub(crate) fn with_nodes(count: u8) -> Self {
