@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply};
-use dfs_proto::limits::{MAX_FRAME_DATA, RPC_DEADLINE};
-use dfs_proto::meta::{ChunkPlan, Replace, SealedShard, ShardPlan, reply, request};
+use dfs_proto::limits::MAX_FRAME_DATA;
+use dfs_proto::meta::{ChunkPlan, Replace, ShardPlan, reply, request};
 use dfs_proto::{Class, Code, Failure};
 use futures::future::join_all;
 use futures::{StreamExt, stream};
@@ -19,10 +19,11 @@ use super::nodes::{Lane, Node};
 use super::{ChunkIo, PackedChunk};
 
 /// A node that takes no byte and gives no answer for so long has failed. One that is gone is noticed sooner, by pings;
-/// this is for disks that hang, and longer than a busy disk needs to make a chunk durable.
-const STALL_TIMEOUT: Duration = RPC_DEADLINE;
+/// this is for disks that hang, and longer than nodes wait for their own disk or for the next in the chain, so that the
+/// one next to the trouble tells of it.
+const STALL_TIMEOUT: Duration = Duration::from_secs(50);
 /// The longest that one chunk may take to one chain.
-const PUT_DEADLINE: Duration = Duration::from_secs(120);
+const PUT_DEADLINE: Duration = Duration::from_secs(180);
 /// How often a large put is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// Rounds of replacing failed nodes for one chunk.
@@ -42,15 +43,15 @@ enum Outcome {
 type Target = (u32, Arc<Node>);
 
 impl ChunkIo {
-    /// Writes `packed` as the chunk of `plan`; the shards that are durable. CHUNK_REFUSED: the plan is over, take a
+    /// Writes `packed` as the chunk of `plan`; the shards that are durable, by index. CHUNK_REFUSED: the plan is over, take a
     /// fresh one. NO_SPACE: the nodes that are left are full.
     pub(crate) async fn put(
         &self,
         packed: &PackedChunk,
         plan: &ChunkPlan,
         class: Class,
-    ) -> Result<Vec<SealedShard>, Failure> {
-        let mut durable: Vec<SealedShard> = Vec::with_capacity(plan.shards.len());
+    ) -> Result<Vec<ShardPlan>, Failure> {
+        let mut durable: Vec<ShardPlan> = Vec::with_capacity(plan.shards.len());
         let mut missing: Vec<ShardPlan> = plan.shards.clone();
         let mut failed: Vec<u64> = Vec::new(); // nodes not to ask again for this chunk
         let mut last = Failure::new(Code::Unavailable, format!("no node is named for chunk {}", plan.chunk));
@@ -79,7 +80,7 @@ impl ChunkIo {
                 match outcome {
                     Outcome::Durable => {
                         node.succeeded();
-                        durable.push(SealedShard { index: *index, node: node.id });
+                        durable.push(ShardPlan { index: *index, node: Some(node.place()) });
                         missing.retain(|shard| shard.index != *index);
                     }
                     Outcome::Failed(failure) => {
@@ -236,8 +237,6 @@ fn outcome_of(reply: &PutReply, node: &Node, index: u32) -> Outcome {
         )),
         Some(result) => match result.error.clone().map(Failure::from) {
             None => Outcome::Durable,
-            // A chunk id is used once: what is there under it came from here, by a chain that broke behind it.
-            Some(failure) if failure.code == Code::Exists => Outcome::Durable,
             Some(failure) => Outcome::Failed(failure),
         },
     }

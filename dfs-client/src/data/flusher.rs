@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dfs_proto::limits::{MAX_CHUNK_LENGTH, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
-use dfs_proto::meta::{Commit, FileResult, SealedChunk, reply, request};
+use dfs_proto::meta::{ChunkPlan, Commit, SealedChunk, SealedShard, reply, request};
 use dfs_proto::{Class, Code, Failure};
 
 use super::DataPlane;
-use super::inode::InodeData;
+use super::inode::{InodeData, Settled};
 use super::layers::{Take, TakenLayer};
 use super::packer::{Placement, pack};
 use crate::chunk::PackedChunk;
@@ -184,13 +184,12 @@ impl Queues {
 impl Job {
     /// Uploads and commits; settles every layer, one way or the other.
     async fn run(self, plane: &Arc<DataPlane>) {
-        let outcome = self.write(plane).await;
-        let results: Vec<Result<FileResult, Failure>> = match outcome {
-            Ok(results) => results.into_iter().map(Ok).collect(),
+        let results: Vec<Result<Settled, Failure>> = match self.write(plane).await {
+            Ok(settled) => settled.into_iter().map(Ok).collect(),
             Err(failure) => {
                 // Layers settle in order, failed ones too.
                 self.wait_for_earlier().await;
-                vec![Err(failure); self.layers.len()]
+                self.layers.iter().map(|_| Err(failure.clone())).collect()
             }
         };
         for ((inode, layer), result) in self.layers.iter().zip(results) {
@@ -205,40 +204,20 @@ impl Job {
     }
 
     /// Tries until it is done, refused for good, or the mount's timeout is over.
-    async fn write(&self, plane: &Arc<DataPlane>) -> Result<Vec<FileResult>, Failure> {
+    async fn write(&self, plane: &Arc<DataPlane>) -> Result<Vec<Settled>, Failure> {
         let class = self.class.clone()?;
         let started = Instant::now();
         let (packed, placements) = self.pack().await?;
-        // The digest is needed for the commit only: large ones are computed while the bytes are on their way.
-        let digest = digest_of(&packed);
-        tokio::pin!(digest);
-        let mut digest_known = None;
+        let mut digest = None;
         let (mut refusals, mut wait) = (0, RETRY_AFTER);
         loop {
             let attempt = async {
                 let plan = plane.ids.take(class).await?;
-                let upload = plane.io.put(&packed, &plan, class);
-                let shards = match digest_known {
-                    Some(_) => upload.await?,
-                    None => {
-                        let (shards, digest) = futures::join!(upload, &mut digest);
-                        digest_known = Some(digest?);
-                        shards?
-                    }
-                };
-                let sha256 = digest_known.unwrap_or_default().to_vec().into();
-                let sealed = SealedChunk { chunk: plan.chunk, length: packed.length(), sha256, shards };
-                self.commit(plane, sealed, &placements).await
+                let chunk = self.upload(plane, &packed, plan, class, &mut digest).await?;
+                self.commit(plane, chunk, digest.unwrap_or_default(), &placements).await
             };
             match attempt.await {
-                Ok((chunk, results)) => {
-                    if packed.length() <= KEEP_CACHED_BYTES {
-                        for (number, block) in (0..).zip(packed.blocks()) {
-                            plane.cache.insert((chunk, number), block);
-                        }
-                    }
-                    return Ok(results);
-                }
+                Ok(settled) => return Ok(settled),
                 Err(failure) if failure.code == Code::ChunkRefused && refusals < MAX_REFUSALS => {
                     tracing::info!(%failure, "a chunk id was refused: taking fresh ones");
                     refusals += 1;
@@ -252,6 +231,33 @@ impl Job {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Makes the chunk durable under the id of `plan`; where it is then. The digest is needed for the commit only: it
+    /// is computed, once, while the bytes are on their way.
+    async fn upload(
+        &self,
+        plane: &Arc<DataPlane>,
+        packed: &PackedChunk,
+        plan: ChunkPlan,
+        class: Class,
+        digest: &mut Option<[u8; 32]>,
+    ) -> Result<Arc<ChunkPlan>, Failure> {
+        // Work for the time that the bytes are on their way.
+        let meanwhile = async {
+            if packed.length() <= KEEP_CACHED_BYTES {
+                for (number, block) in (0..).zip(packed.blocks()) {
+                    plane.cache.insert((plan.chunk, number), block);
+                }
+            }
+            if digest.is_none() {
+                *digest = Some(digest_of(packed).await?);
+            }
+            Ok::<_, Failure>(())
+        };
+        let (shards, meanwhile) = futures::join!(plane.io.put(packed, &plan, class), meanwhile);
+        let shards = meanwhile.and(shards)?;
+        Ok(Arc::new(ChunkPlan { length: packed.length(), shards, ..plan }))
     }
 
     async fn pack(&self) -> Result<(PackedChunk, Vec<Placement>), Failure> {
@@ -268,23 +274,38 @@ impl Job {
         Ok((packed, placements))
     }
 
-    /// Seals the chunk and points the files at it, after the earlier layers of each; its id and what became of each.
+    /// Seals the chunk and points the files at it, after the earlier layers of each; what became of each.
     async fn commit(
         &self,
         plane: &Arc<DataPlane>,
-        sealed: SealedChunk,
+        chunk: Arc<ChunkPlan>,
+        sha256: [u8; 32],
         placements: &[Placement],
-    ) -> Result<(u64, Vec<FileResult>), Failure> {
+    ) -> Result<Vec<Settled>, Failure> {
         self.wait_for_earlier().await;
-        let chunk = sealed.chunk;
+        let durable = chunk
+            .shards
+            .iter()
+            .filter_map(|shard| Some(SealedShard { index: shard.index, node: shard.node.as_ref()?.node }));
+        let sealed = SealedChunk {
+            chunk: chunk.chunk,
+            length: chunk.length,
+            sha256: sha256.to_vec().into(),
+            shards: durable.collect(),
+        };
         let files = self.layers.iter().zip(placements);
         let files: Option<Vec<_>> = files
-            .map(|((inode, layer), placement)| inode.commit_of(layer.number, chunk, placement))
+            .map(|((inode, layer), placement)| inode.commit_of(layer.number, chunk.chunk, placement))
             .collect();
         let files = files.expect("a layer stays until its job settles it");
+        let extents: Vec<_> = files.iter().map(|file| file.extents.clone()).collect();
+        let asked = Instant::now();
         match plane.meta.change(request::Op::Commit(Commit { chunks: vec![sealed], files })).await? {
             reply::Result::Committed(committed) if committed.files.len() == self.layers.len() => {
-                Ok((chunk, committed.files))
+                let results = committed.files.into_iter().zip(extents);
+                let settle =
+                    |(result, extents)| Settled { result, extents, chunk: Arc::clone(&chunk), asked };
+                Ok(results.map(settle).collect())
             }
             _ => Err(Failure::new(
                 Code::InputOutput,

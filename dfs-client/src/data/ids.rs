@@ -16,8 +16,8 @@ use crate::session::MetaCalls;
 
 /// Ids fetched at first.
 const FIRST_IN_HAND: u32 = 8;
-/// The most fetched at once.
-const MAX_IN_HAND: u32 = 128;
+/// The most fetched at once: the server keeps room for a whole chunk on each of their nodes.
+const MAX_IN_HAND: u32 = 32;
 /// Ids that last less than this are too few.
 const REFILL_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use dfs_proto::limits::MAX_FILE_SIZE;
-use dfs_proto::meta::{FileCommit, FileResult, PlanReply};
+use dfs_proto::meta::{ChunkPlan, Extent, FileCommit, FileResult, PlanReply};
 use dfs_proto::{Attr, Class, Code, Failure, Ino, Timestamp};
 use tokio::sync::watch;
 
@@ -77,7 +77,8 @@ impl State {
         self.attr = attr.clone();
         match &mut self.known {
             Some(known) if known.version() == attr.version => known.validate(asked),
-            known => *known = None,
+            // All holes: that needs no asking.
+            known => *known = (attr.allocated_bytes == 0).then(|| KnownExtents::empty(attr, asked)),
         }
     }
 
@@ -361,44 +362,27 @@ impl InodeData {
         settled.expect("the sender lives as long as the inode");
     }
 
-    /// A layer was committed, or never will be. The extents known go before the layer does, so that a reader sees its
-    /// bytes in one of them.
-    pub(super) fn settle(&self, number: u64, outcome: Result<FileResult, Failure>) {
+    /// A layer was committed, or never will be. The extents known are of the commit's version before the layer goes, so
+    /// that a reader sees its bytes in one of them.
+    pub(super) fn settle(&self, number: u64, outcome: Result<Settled, Failure>) {
         let mut stale = false;
         {
             let mut state = self.lock();
-            let result = outcome.and_then(|result| match Code::try_from(result.code) {
-                Ok(Code::Ok) => Ok(Some(result)),
-                Ok(Code::Stale) => Ok(None),
-                _ => Err(Failure::from(dfs_proto::Error {
-                    code: result.code,
-                    message: format!("the metadata server refused what was written to inode {}", self.ino),
-                })),
-            });
-            let cost = match result {
-                Ok(Some(FileResult { attr: Some(attr), shifted, .. })) => {
-                    state.learn(&attr, Instant::now());
-                    let cost = state.layers.settle(number);
-                    if shifted != 0 {
-                        state.layers.shift(shifted);
-                        stale = true;
-                    }
-                    cost
-                }
-                // The file is gone, and with it these bytes.
-                Ok(None) => state.layers.settle(number),
-                Ok(Some(_)) => {
-                    state.known = None;
-                    state.layers.settle(number)
-                }
+            let shifted = match outcome.and_then(|settled| self.committed(&mut state, settled)) {
+                Ok(shifted) => shifted,
                 Err(failure) => {
                     tracing::error!(ino = %self.ino, %failure, "what was written is lost");
                     state.failures.count += 1;
                     state.failures.last = Some(failure);
                     stale = true;
-                    state.layers.settle(number)
+                    0
                 }
             };
+            let cost = state.layers.settle(number);
+            if shifted != 0 {
+                state.layers.shift(shifted);
+                stale = true;
+            }
             self.plane.budget.release(cost);
             if state.layers.is_clean() {
                 self.plane.became_clean(self.ino);
@@ -409,6 +393,44 @@ impl InodeData {
             (self.plane.settings.on_stale)(self.ino);
         }
     }
+}
+
+impl InodeData {
+    /// Takes in what the server says of a commit; how far it moved the layer's bytes.
+    fn committed(&self, state: &mut State, settled: Settled) -> Result<u64, Failure> {
+        let Settled { result, extents, chunk, asked } = settled;
+        match (Code::try_from(result.code), result.attr) {
+            (Ok(Code::Ok), Some(attr)) => {
+                let known = state.known.as_mut().filter(|_| result.shifted == 0);
+                let followed = known.is_some_and(|known| known.committed(&attr, &extents, &chunk, asked));
+                if !followed {
+                    state.known = None;
+                }
+                state.learn(&attr, asked);
+                Ok(result.shifted)
+            }
+            // The file is gone, and with it these bytes.
+            (Ok(Code::Stale), _) => {
+                state.known = None;
+                Ok(0)
+            }
+            _ => {
+                let message = format!("the metadata server refused what was written to inode {}", self.ino);
+                Err(dfs_proto::Error { code: result.code, message }.into())
+            }
+        }
+    }
+}
+
+/// A layer's commit, answered.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) result: FileResult,
+    /// As they were committed, in `chunk`.
+    pub(super) extents: Vec<Extent>,
+    pub(super) chunk: Arc<ChunkPlan>,
+    /// When the commit was sent.
+    pub(super) asked: Instant,
 }
 
 impl Drop for InodeData {

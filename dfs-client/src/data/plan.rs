@@ -3,7 +3,7 @@
 //! An answer of another version replaces everything; sizes and extents of different versions never meet (the way other
 //! systems came to read zeros). What is known is bounded by [`MAX_KNOWN_EXTENTS`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use dfs_proto::{Attr, Code, Failure, extent};
 pub(super) const PLAN_VALID_FOR: Duration = Duration::from_secs(1);
 /// Extents kept for one inode; beyond it what was known is dropped and asked for again.
 const MAX_KNOWN_EXTENTS: usize = 32_768;
+/// Chunks that no extent known names any more, kept until there are so many.
+const MAX_UNUSED_CHUNKS: usize = 64;
 
 /// What is known of where a file's bytes are.
 #[derive(Debug)]
@@ -105,6 +107,57 @@ impl KnownExtents {
         known
     }
 
+    /// A file that no extent covers.
+    pub(super) fn empty(attr: &Attr, asked: Instant) -> Self {
+        Self {
+            version: attr.version,
+            size: attr.size,
+            validated: asked,
+            extents: BTreeMap::new(),
+            chunks: HashMap::new(),
+            covered: BTreeMap::from([(0, u64::MAX)]),
+        }
+    }
+
+    /// This client's own commit made the file what `attr` says, one version later: `extents` cover what they touch.
+    /// Whether all of it is known now; if not, forget this.
+    pub(super) fn committed(
+        &mut self,
+        attr: &Attr,
+        extents: &[Extent],
+        chunk: &Arc<ChunkPlan>,
+        asked: Instant,
+    ) -> bool {
+        if self.version + 1 != attr.version || self.extents.len() + extents.len() > MAX_KNOWN_EXTENTS {
+            return false;
+        }
+        for extent in extents {
+            self.punch(&extent.range());
+            self.extents.insert(extent.offset, *extent);
+            self.cover(extent.range());
+        }
+        self.chunks.insert(chunk.chunk, Arc::clone(chunk));
+        if self.chunks.len() > 2 * self.extents.len() + MAX_UNUSED_CHUNKS {
+            let used: HashSet<u64> = self.extents.values().map(|extent| extent.chunk).collect();
+            self.chunks.retain(|id, _| used.contains(id));
+        }
+        (self.version, self.size) = (attr.version, attr.size);
+        self.validate(asked);
+        true
+    }
+
+    /// Cuts `hole` out of the extents.
+    fn punch(&mut self, hole: &Range<u64>) {
+        let first = self.extents.range(..=hole.start).next_back().map_or(hole.start, |(start, _)| *start);
+        let touched: Vec<u64> = self.extents.range(first..hole.end).map(|(start, _)| *start).collect();
+        for start in touched {
+            if let Some(extent) = self.extents.remove(&start) {
+                let kept = extent.without(hole);
+                self.extents.extend(kept.into_iter().flatten().map(|part| (part.offset, part)));
+            }
+        }
+    }
+
     /// The file's version that all this is of.
     pub(super) fn version(&self) -> u64 {
         self.version
@@ -128,8 +181,13 @@ impl KnownExtents {
             self.extents.extend(parts.map(|part| (part.offset, part)));
         }
         self.chunks.extend(answer.chunks.iter().map(|(id, chunk)| (*id, Arc::clone(chunk))));
-        let Range { mut start, mut end } = answer.range.clone();
-        if start == end {
+        self.cover(answer.range.clone());
+    }
+
+    /// All extents of `range` are known, those that there are.
+    fn cover(&mut self, range: Range<u64>) {
+        let Range { mut start, mut end } = range;
+        if start >= end {
             return;
         }
         let before = self.covered.range(..=start).next_back().filter(|(_, e)| **e >= start).map(|(s, _)| *s);
@@ -241,6 +299,25 @@ mod tests {
         assert_eq!(PlanAnswer::check(reply(99), 0).unwrap_err().code, Code::InputOutput);
         let nowhere = PlanReply { chunks: vec![], ..reply(100) };
         assert_eq!(PlanAnswer::check(nowhere, 0).unwrap_err().code, Code::InputOutput);
+    }
+
+    #[test]
+    fn own_commits_keep_what_is_known_up_to_date_and_no_others() {
+        let now = Instant::now();
+        let mut known = KnownExtents::new(&answer(0, 1000, vec![extent(0, 300, 7)]), now);
+        let chunk = Arc::new(ChunkPlan { chunk: 8, length: 500, ..ChunkPlan::default() });
+        let attr = |version, size| Attr { ino: 9, version, size, ..Attr::default() };
+        let mine = [extent(100, 50, 8), extent(1200, 10, 8)];
+        assert!(!known.committed(&attr(6, 1210), &mine, &chunk, now), "somebody else changed it in between");
+        assert!(known.committed(&attr(5, 1210), &mine, &chunk, now));
+        let view = known.view(&(0..2000)).expect("all is known still");
+        let parts: Vec<_> =
+            view.parts.iter().map(|(e, _)| (e.offset, e.length, e.chunk, e.chunk_offset)).collect();
+        assert_eq!(parts, [(0, 100, 7, 0), (100, 50, 8, 0), (150, 150, 7, 150), (1200, 10, 8, 0)]);
+        assert_eq!((view.size, known.version()), (1210, 5));
+        let mut part = KnownExtents::new(&answer(0, 200, vec![]), now);
+        assert!(part.committed(&attr(5, 1210), &mine[1..], &chunk, now));
+        assert!(part.view(&(0..201)).is_none() && part.view(&(1200..3000)).is_some());
     }
 
     #[test]
