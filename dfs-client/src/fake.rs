@@ -426,10 +426,10 @@ impl State {
                         let event = event::Event::Unlocked(Unlocked { ino: set.ino });
                         let _ = events.send((*other, Event { boot, event: Some(event) }));
                     }
-                } else {
-                    self.locks.push((session, set.ino, lock));
+                    return done;
                 }
-                done
+                self.locks.push((session, set.ino, lock));
+                Ok(reply::Result::Attr(self.node(set.ino)?.attr.clone()))
             }
             _ => failed(Code::NotSupported),
         }

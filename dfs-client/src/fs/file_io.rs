@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_proto::limits::MAX_FILE_SIZE;
-use dfs_proto::meta::{CopyRange, Fallocate, FallocateMode, Seek, request};
+use dfs_proto::meta::{CopyRange, Fallocate, FallocateMode, Seek, reply, request};
 use dfs_proto::{Code, Failure, Ino, Timestamp};
 
 use super::handles::{Handle, HandleId};
@@ -98,10 +98,28 @@ impl FileSystem {
             return Err(too_big());
         }
         self.flush_inode(ino).await?;
-        let op = Fallocate { ino: ino.0, offset, length, mode: mode.into(), kill_set_id };
-        let answer = self.session.change(request::Op::Fallocate(op)).await?;
-        self.changed(answers::attr(answer)?);
-        Ok(())
+        let (mut offset, mut length) = (offset, length);
+        loop {
+            let op = Fallocate { ino: ino.0, offset, length, mode: mode.into(), kill_set_id };
+            // A range of very many extents is done in several steps.
+            let (done, attr) = match self.session.change(request::Op::Fallocate(op)).await? {
+                reply::Result::Copied(done) => (done.length.min(length), done.attr),
+                answer => (length, Some(answers::attr(answer)?)),
+            };
+            if let Some(attr) = attr {
+                self.changed(attr);
+            }
+            (offset, length) = (offset + done, length - done);
+            if length == 0 {
+                return Ok(());
+            }
+            if done == 0 {
+                return Err(Failure::new(
+                    Code::InputOutput,
+                    "the metadata server does not get on with a range",
+                ));
+            }
+        }
     }
 
     /// lseek(2) with SEEK_DATA, or SEEK_HOLE with `hole`.

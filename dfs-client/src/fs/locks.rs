@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use dfs_proto::meta::{GetAttr, GetLock, HeldLock, LockKind, LockRange, LockSpace, SetLock, request};
-use dfs_proto::{Code, Failure, Ino};
+use dfs_proto::meta::{GetLock, HeldLock, LockKind, LockRange, LockSpace, SetLock, request};
+use dfs_proto::{Attr, Code, Failure, Ino};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
@@ -121,22 +121,23 @@ impl FileSystem {
         }
         handle.inode.usable()?;
         let waiter = self.mounted.locks.waiter(ino);
-        loop {
+        let attr = loop {
             let mut woken = std::pin::pin!(waiter.woken.notified());
             // Counts from before asking, so that no word is missed.
             woken.as_mut().enable();
             match self.ask(ino, lock, wait).await {
-                Ok(()) => break,
+                Ok(attr) => break attr,
                 Err(failure) if failure.code == Code::Locked && wait => {
                     let _ = timeout(ASK_AGAIN, woken).await;
                     handle.inode.usable()?;
                 }
                 Err(failure) => return Err(failure),
             }
-        }
+        };
         drop(waiter);
-        let attr = answers::attr(self.session.read(request::Op::GetAttr(GetAttr { ino: ino.0 })).await?)?;
-        self.mounted.revalidate(attr).await;
+        if let Some(attr) = attr {
+            self.mounted.revalidate(attr).await;
+        }
         Ok(())
     }
 
@@ -163,11 +164,12 @@ impl FileSystem {
         }
         let flushed = self.flush_inode(ino).await;
         let unlocked = self.ask(ino, lock, false).await;
-        flushed.and(unlocked)
+        flushed.and(unlocked.map(drop))
     }
 
-    /// Asks the server once, in a task of its own: what it grants after the caller gave up is given back.
-    async fn ask(&self, ino: Ino, lock: LockRange, wait: bool) -> Result<(), Failure> {
+    /// Asks the server once, in a task of its own: what it grants after the caller gave up is given back. With a lock
+    /// come fresh attributes.
+    async fn ask(&self, ino: Ino, lock: LockRange, wait: bool) -> Result<Option<Attr>, Failure> {
         let (session, mounted) = (self.session.clone(), self.mounted.clone());
         let (answer, answered) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -197,14 +199,14 @@ async fn set(
     ino: Ino,
     lock: LockRange,
     wait: bool,
-) -> Result<(), Failure> {
+) -> Result<Option<Attr>, Failure> {
     loop {
         let generation = session.generation();
         let op = request::Op::SetLock(SetLock { ino: ino.0, lock: Some(lock), wait });
-        answers::done_or_attr(session.read(op).await?)?;
+        let attr = answers::done_or_attr(session.read(op).await?)?;
         mounted.locks.apply(ino, lock);
         if generation == session.generation() {
-            return Ok(());
+            return Ok(attr);
         }
     }
 }
