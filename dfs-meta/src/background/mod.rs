@@ -98,6 +98,7 @@ pub fn start(
         ("session expiry", Internal::ExpireSessions, second),
         ("orphan adoption", Internal::AdoptOrphans, second),
         ("garbage collection", Internal::CollectGarbage, second),
+        ("orphan purge", Internal::PurgeOrphans, second),
     ] {
         workers.spawn(drive(Operation { handle: handle.clone(), name, op, idle }));
     }

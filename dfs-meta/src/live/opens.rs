@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use dfs_proto::{Ino, SessionId};
+use dfs_proto::{Code, Failure, Ino, SessionId};
+
+/// Inodes that one session may have open.
+pub const MAX_OPEN: usize = 1 << 20;
 
 /// Open inodes by session and sessions by inode. A session counts once for an inode, however many handles it has.
 #[derive(Default)]
@@ -12,6 +15,19 @@ pub struct OpenTable {
 }
 
 impl OpenTable {
+    /// Whether the session may open one inode more. EINVAL without a session, EBUSY when it has too many.
+    pub fn check_room(&self, session: SessionId) -> Result<(), Failure> {
+        if session == SessionId(0) {
+            return Err(Failure::new(Code::Invalid, "only a session can have files open"));
+        }
+        match self.count(session) {
+            MAX_OPEN.. => {
+                Err(Failure::new(Code::Busy, format!("a session has at most {MAX_OPEN} files open")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The session has the inode open from now on.
     pub fn open(&mut self, session: SessionId, ino: Ino) {
         self.by_session.entry(session).or_default().insert(ino);

@@ -4,30 +4,51 @@
 //!
 //! Adding one: a message in `proto/meta.proto`, a file here with its `run` and its tests, a line in [`run`].
 
+mod acl;
 mod allocate;
+pub mod check;
+mod close;
 mod close_session;
 mod commit;
 mod copy_range;
 pub mod counters;
+mod create;
+mod directory;
 pub mod extents;
 mod fallocate;
 pub mod garbage;
 mod get_attr;
 mod get_lock;
+mod get_xattr;
 mod heartbeat;
 pub mod inode;
+mod link;
+mod list_xattr;
 mod lookup;
 mod node_heartbeat;
 mod node_inventory;
 mod node_join;
+mod open;
 mod open_session;
+mod orphan;
+mod path_of;
 pub mod plan;
+mod read_dir;
+mod read_link;
 mod reclaim;
+mod remove_xattr;
+mod rename;
 mod replace;
 mod report_shard;
+mod rmdir;
 mod seek;
+mod set_attr;
 mod set_lock;
+mod set_xattr;
 mod shard_health;
+mod stat_fs;
+mod unlink;
+mod xattrs;
 
 use std::time::Duration;
 
@@ -121,6 +142,8 @@ pub enum Internal {
     AdoptOrphans,
     /// Remove chunks that nothing points to and whose time has come.
     CollectGarbage,
+    /// Destroy unnamed inodes that nobody has open any more.
+    PurgeOrphans,
 }
 
 /// How an internal operation left its work.
@@ -138,6 +161,7 @@ pub fn run_internal(cx: &mut Context<'_, '_>, op: Internal) -> Result<Progress, 
         Internal::ExpireSessions => close_session::expire(cx),
         Internal::AdoptOrphans => close_session::adopt_orphans(cx),
         Internal::CollectGarbage => garbage::collect(cx),
+        Internal::PurgeOrphans => orphan::purge(cx),
     }
 }
 
@@ -164,9 +188,27 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::NodeHeartbeat(request) => node_heartbeat::run(cx, request).map(reply::Result::NodeOrders),
         Op::NodeInventory(request) => node_inventory::run(cx, request).map(reply::Result::Done),
         Op::ReportShard(request) => report_shard::run(cx, request).map(reply::Result::Done),
+        Op::SetAttr(request) => set_attr::run(cx, request).map(reply::Result::Attr),
+        Op::Create(request) => create::run(cx, request).map(reply::Result::Attr),
+        Op::Link(request) => link::run(cx, request).map(reply::Result::Attr),
+        Op::Unlink(request) => unlink::run(cx, request).map(reply::Result::Done),
+        Op::Rmdir(request) => rmdir::run(cx, request).map(reply::Result::Done),
+        Op::Rename(request) => rename::run(cx, request).map(reply::Result::Done),
+        Op::ReadDir(request) => read_dir::run(cx, request).map(reply::Result::DirectoryPage),
+        Op::ReadLink(request) => read_link::run(cx, request).map(reply::Result::Value),
+        Op::GetXattr(request) => get_xattr::run(cx, request).map(reply::Result::Value),
+        Op::ListXattr(request) => list_xattr::run(cx, request).map(reply::Result::Names),
+        Op::SetXattr(request) => set_xattr::run(cx, request).map(reply::Result::Attr),
+        Op::RemoveXattr(request) => remove_xattr::run(cx, request).map(reply::Result::Attr),
+        Op::Open(request) => open::run(cx, request).map(reply::Result::Opened),
+        Op::Close(request) => close::run(cx, request).map(reply::Result::Done),
+        Op::StatFs(_) => stat_fs::run(cx).map(reply::Result::FsStats),
+        Op::PathOf(request) => path_of::run(cx, request).map(reply::Result::Paths),
         _ => Err(Failure::new(Code::NotSupported, "this server does not know the operation")),
     }
 }
 
+#[cfg(test)]
+pub(crate) mod shorthand;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -72,6 +72,11 @@ pub fn inodes() -> KeyRange {
     prefix(vec![b'I'])
 }
 
+/// The number in an inode's key.
+pub fn inode_number(key: &[u8]) -> Ino {
+    Ino(number_at(key, 0))
+}
+
 /// A directory entry.
 pub fn dentry(parent: Ino, name: &Name) -> Key {
     build(b'D', &[parent.0, name.cookie()], name.as_bytes())
@@ -90,6 +95,16 @@ pub fn dentry_parts(key: &[u8]) -> (u64, &[u8]) {
     (number_at(key, 1), &key[17..])
 }
 
+/// The entries of all directories.
+pub fn all_dentries() -> KeyRange {
+    prefix(vec![b'D'])
+}
+
+/// The directory in a dentry's key.
+pub fn dentry_parent(key: &[u8]) -> Ino {
+    Ino(number_at(key, 0))
+}
+
 /// The back-pointer of a directory entry.
 pub fn back_pointer(ino: Ino, parent: Ino, name: &Name) -> Key {
     build(b'P', &[ino.0, parent.0], name.as_bytes())
@@ -103,6 +118,16 @@ pub fn back_pointers(ino: Ino) -> KeyRange {
 /// The parent and the name in a back-pointer's key.
 pub fn back_pointer_parts(key: &[u8]) -> (Ino, &[u8]) {
     (Ino(number_at(key, 1)), &key[17..])
+}
+
+/// The back-pointers of all inodes.
+pub fn all_back_pointers() -> KeyRange {
+    prefix(vec![b'P'])
+}
+
+/// The inode in a back-pointer's key.
+pub fn back_pointer_inode(key: &[u8]) -> Ino {
+    Ino(number_at(key, 0))
 }
 
 /// An extent.
@@ -120,6 +145,16 @@ pub fn extent_offset(key: &[u8]) -> u64 {
     number_at(key, 1)
 }
 
+/// The extents of all inodes.
+pub fn all_extents() -> KeyRange {
+    prefix(vec![b'E'])
+}
+
+/// The inode in an extent's key.
+pub fn extent_inode(key: &[u8]) -> Ino {
+    Ino(number_at(key, 0))
+}
+
 /// An extended attribute.
 pub fn xattr(ino: Ino, name: &[u8]) -> Key {
     build(b'X', &[ino.0], name)
@@ -133,6 +168,16 @@ pub fn xattrs(ino: Ino) -> KeyRange {
 /// The name in an extended attribute's key.
 pub fn xattr_name(key: &[u8]) -> &[u8] {
     &key[9..]
+}
+
+/// The extended attributes of all inodes.
+pub fn all_xattrs() -> KeyRange {
+    prefix(vec![b'X'])
+}
+
+/// The inode in an extended attribute's key.
+pub fn xattr_inode(key: &[u8]) -> Ino {
+    Ino(number_at(key, 0))
 }
 
 /// A chunk.
@@ -165,6 +210,16 @@ pub fn chunk_users(chunk: ChunkId) -> KeyRange {
 /// The inode and the file offset in a chunk user's key.
 pub fn chunk_user_parts(key: &[u8]) -> (Ino, u64) {
     (Ino(number_at(key, 1)), number_at(key, 2))
+}
+
+/// The users of all chunks.
+pub fn all_chunk_users() -> KeyRange {
+    prefix(vec![b'B'])
+}
+
+/// The chunk in a chunk user's key.
+pub fn chunk_user_chunk(key: &[u8]) -> ChunkId {
+    ChunkId(number_at(key, 0))
 }
 
 /// A shard that a node should hold.

@@ -1,0 +1,100 @@
+//! Space and number of files of the whole filesystem: statfs(2). Takes as long as there are chunk daemons, however many
+//! files there are.
+
+use dfs_proto::meta::{FsStats, NodeState};
+use dfs_proto::{Class, Failure, Ino};
+
+use super::{Context, counters, inode};
+
+/// Space is what files may take up, by the root directory's class, on the chunk daemons that answer.
+pub(super) fn run(cx: &mut Context<'_, '_>) -> Result<FsStats, Failure> {
+    let class: Class = inode::load(cx, Ino::ROOT)?.class.parse()?;
+    let patience = cx.settings.patience();
+    let (mut capacity, mut free) = (Vec::new(), Vec::new());
+    for (_, node) in cx.live.nodes.iter() {
+        let state = node.state(cx.uptime, patience);
+        if state != NodeState::Down {
+            capacity.push(node.fill.capacity_bytes);
+        }
+        if matches!(state, NodeState::Up | NodeState::Suspect) {
+            free.push(node.free_bytes());
+        }
+    }
+    Ok(FsStats {
+        total_bytes: usable(capacity, class),
+        available_bytes: usable(free, class),
+        files: counters::get(cx.tx, counters::FILES)?,
+        used_bytes: counters::get(cx.tx, counters::USED_BYTES)?,
+    })
+}
+
+/// How many bytes fit on nodes with so much space when the shards of a chunk lie on different ones: a node that has more
+/// than its share of what is left to place can't use the rest.
+pub(super) fn usable(mut space: Vec<u64>, class: Class) -> u64 {
+    let shards = (class.shards() as usize).min(space.len());
+    if shards < class.needed_to_write() as usize {
+        return 0;
+    }
+    space.sort_unstable_by_key(|&bytes| std::cmp::Reverse(bytes));
+    let mut sum: u128 = space.iter().map(|&bytes| u128::from(bytes)).sum();
+    let mut shards = shards as u128;
+    for bytes in space {
+        if shards > 1 && u128::from(bytes) * shards > sum {
+            sum -= u128::from(bytes);
+            shards -= 1;
+        } else {
+            break;
+        }
+    }
+    u64::try_from(sum / shards).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shorthand::ROOT;
+    use super::super::testing::Bench;
+    use super::*;
+    use crate::live::nodes::Fill;
+    use crate::store::records::Node;
+    use dfs_proto::NodeId;
+    use dfs_proto::meta::{reply, request};
+
+    #[test]
+    fn uneven_nodes_are_not_promised_twice() {
+        let class = |copies| Class::Replicated { copies };
+        assert_eq!(usable(vec![10, 10, 10], class(3)), 10);
+        assert_eq!(usable(vec![10, 10, 10, 10], class(3)), 13);
+        assert_eq!(usable(vec![100, 10, 10], class(3)), 10);
+        assert_eq!(usable(vec![100, 10, 10], class(2)), 20, "one copy on the large one, one elsewhere");
+        assert_eq!(usable(vec![100, 50, 0], class(1)), 150);
+        assert_eq!(usable(vec![10, 7], class(3)), 7, "two copies are enough to write");
+        assert_eq!(usable(vec![10], class(3)), 0);
+        assert_eq!(usable(vec![], class(1)), 0);
+        assert_eq!(usable(vec![u64::MAX, u64::MAX], class(1)), u64::MAX);
+    }
+
+    fn stats(bench: &mut Bench) -> FsStats {
+        match bench.run(request::Op::StatFs(Default::default())).expect("statfs never fails") {
+            reply::Result::FsStats(stats) => stats,
+            other => panic!("not statistics: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn files_and_space_are_counted() {
+        let mut bench = Bench::new();
+        assert_eq!(stats(&mut bench), FsStats { files: 1, ..FsStats::default() });
+        for node in 1..=3 {
+            let fill = Fill { capacity_bytes: 1000, available_bytes: 400, ..Fill::default() };
+            bench.live.nodes.join(NodeId(node), &Node::default(), fill, bench.uptime);
+        }
+        bench.make_file(ROOT, "file");
+        bench.make_dir(ROOT, "dir");
+        let expected = FsStats { total_bytes: 1000, available_bytes: 400, files: 3, used_bytes: 0 };
+        assert_eq!(stats(&mut bench), expected);
+        bench.unlink(ROOT, "file").unwrap();
+        bench.uptime += bench.settings.node_dead_after;
+        let expected = FsStats { files: 2, ..FsStats::default() };
+        assert_eq!(stats(&mut bench), expected, "nobody answers any more");
+    }
+}
