@@ -174,15 +174,17 @@ impl FileSystem {
         offset: u64,
         length: usize,
     ) -> Result<(Arc<Handle>, WriteAt), Failure> {
-        self.writable()?;
-        let handle = self.readable(handle)?;
+        let handle = self.writable_handle(handle)?;
         if handle.options.append {
             return Ok((handle, WriteAt::End));
         }
-        if offset.checked_add(length as u64).is_none_or(|end| end > MAX_FILE_SIZE) {
-            return Err(too_big());
-        }
+        checked_range(offset, length)?;
         Ok((handle, WriteAt::Offset(offset)))
+    }
+
+    pub(super) fn writable_handle(&self, handle: HandleId) -> Result<Arc<Handle>, Failure> {
+        self.writable()?;
+        self.readable(handle)
     }
 
     fn is_sync(&self, handle: &Handle) -> bool {
@@ -202,7 +204,15 @@ impl FileSystem {
     }
 }
 
-fn data_of(handle: &Handle) -> Result<&Arc<InodeData>, Failure> {
+/// EFBIG beyond the largest file.
+pub(super) fn checked_range(offset: u64, length: usize) -> Result<(), Failure> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= MAX_FILE_SIZE => Ok(()),
+        _ => Err(too_big()),
+    }
+}
+
+pub(super) fn data_of(handle: &Handle) -> Result<&Arc<InodeData>, Failure> {
     handle.inode.data.as_ref().ok_or_else(|| {
         let Ino(ino) = handle.inode.ino;
         Failure::new(Code::Invalid, format!("inode {ino} is not a regular file"))

@@ -12,6 +12,7 @@ mod attributes;
 mod file_io;
 mod handles;
 mod inodes;
+mod kernel;
 mod locks;
 mod namespace;
 mod observer;
