@@ -2,8 +2,6 @@
 //! chunk are in one failure domain while there are enough domains. The domain is the widest that has enough of them;
 //! within that rule, wider ones are used evenly too.
 
-use std::collections::HashSet;
-
 use dfs_proto::{ChunkId, Labels, NodeId};
 
 use super::Placement;
@@ -49,43 +47,42 @@ pub struct Wanted<'a> {
 
 /// Chooses up to `wanted.shards` nodes; fewer only when there are no more candidates. `candidates` are sorted by node.
 pub fn place(policy: &dyn Placement, wanted: Wanted<'_>, candidates: &[Candidate]) -> Vec<NodeId> {
-    let mut used: Vec<[Domain; 4]> =
-        wanted.taken.iter().map(|(node, labels)| domains(*node, labels)).collect();
+    let taken: Vec<[Domain; 4]> = wanted.taken.iter().map(|(node, labels)| domains(*node, labels)).collect();
     let mut order = policy.order(wanted.chunk, candidates);
-    order.retain(|&at| used.iter().all(|domains| domains[3] != candidates[at].domains[3]));
+    order.retain(|&at| taken.iter().all(|domains| domains[3] != candidates[at].domains[3]));
     if !wanted.near.is_empty() {
         let near = Domain::Host(wanted.near.to_owned());
         order.sort_by_key(|&at| candidates[at].domains[2] != near);
     }
-    let level = widest_level(&used, &order, candidates, wanted.shards);
-    let mut chosen = Vec::with_capacity(wanted.shards);
-    while chosen.len() < wanted.shards {
-        let crowd = |at: usize, level: usize| {
-            used.iter().filter(|domains| domains[level] == candidates[at].domains[level]).count()
+    let liked: Vec<&Candidate> = order.into_iter().map(|at| &candidates[at]).collect();
+    let enough = wanted.shards.min(liked.len());
+    let at_level = |level| apart(level, &taken, liked.clone(), enough);
+    // At the last level a domain is a node, of which there are enough.
+    (0..LEVELS.len()).map(at_level).find(|chosen| chosen.len() == enough).unwrap_or_default()
+}
+
+/// Up to `enough` of the candidates, best liked first, of which no two share a domain of this level or a narrower one,
+/// with each other or with what is `taken`. Wider domains get as few of them as the rest allows.
+fn apart(level: usize, taken: &[[Domain; 4]], mut liked: Vec<&Candidate>, enough: usize) -> Vec<NodeId> {
+    let mut used: Vec<&[Domain; 4]> = taken.iter().collect();
+    let mut chosen = Vec::with_capacity(enough);
+    while chosen.len() < enough {
+        liked.retain(|candidate| {
+            used.iter().all(|used| (level..LEVELS.len()).all(|at| used[at] != candidate.domains[at]))
+        });
+        let crowds = |candidate: &Candidate| -> [usize; 4] {
+            std::array::from_fn(|at| match at < level {
+                true => used.iter().filter(|used| used[at] == candidate.domains[at]).count(),
+                false => 0,
+            })
         };
-        let crowds = |at: usize, levels: usize| -> [usize; 4] {
-            std::array::from_fn(|i| if i < levels { crowd(at, i) } else { 0 })
-        };
-        let ranked = || order.iter().copied().enumerate();
-        let best = ranked()
-            .filter(|&(_, at)| crowd(at, level) == 0)
-            .min_by_key(|&(rank, at)| (crowds(at, level), rank))
-            // The domains run out when other shards stand badly already: then the least crowded will do.
-            .or_else(|| ranked().min_by_key(|&(rank, at)| (crowds(at, 4), rank)));
-        let Some((rank, at)) = best else { break };
-        order.remove(rank);
-        used.push(candidates[at].domains.clone());
-        chosen.push(candidates[at].node);
+        // The first of equals is the best liked.
+        let Some(best) = liked.iter().copied().min_by_key(|candidate| crowds(candidate)) else { break };
+        used.push(&best.domains);
+        chosen.push(best.node);
     }
     chosen
 }
 
-/// The widest level at which the candidates have enough domains that are not used yet.
-fn widest_level(used: &[[Domain; 4]], order: &[usize], candidates: &[Candidate], shards: usize) -> usize {
-    let enough = shards.min(order.len());
-    let fresh = |level: usize| -> HashSet<&Domain> {
-        let all = order.iter().map(|&at| &candidates[at].domains[level]);
-        all.filter(|domain| used.iter().all(|domains| domains[level] != **domain)).collect()
-    };
-    (0..LEVELS.len()).find(|&level| fresh(level).len() >= enough).unwrap_or(LEVELS.len() - 1)
-}
+#[cfg(test)]
+mod tests;

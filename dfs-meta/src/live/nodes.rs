@@ -152,16 +152,6 @@ impl NodeTable {
             self.promise(id, chunk, bytes);
         }
     }
-
-    /// Capacity and available bytes of all nodes that take data, summed up.
-    pub fn space(&self, uptime: Duration, patience: Patience) -> (u64, u64) {
-        let up = self
-            .iter()
-            .filter(|(_, node)| matches!(node.state(uptime, patience), NodeState::Up | NodeState::Suspect));
-        up.fold((0, 0), |(capacity, free), (_, node)| {
-            (capacity + node.fill.capacity_bytes, free + node.free_bytes())
-        })
-    }
 }
 
 impl LiveNode {

@@ -149,3 +149,85 @@ impl Room {
         Failure::new(Code::Unavailable, message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use dfs_proto::meta::{NodeHeartbeat, request};
+
+    use super::super::testing::{Bench, answer};
+    use super::*;
+
+    fn allocate(bench: &mut Bench, allocate: Allocate) -> Result<Vec<BTreeSet<u64>>, Failure> {
+        let allocated = answer!(bench.run(request::Op::Allocate(allocate)), Allocated)?;
+        let nodes = |shards: &[dfs_proto::meta::ShardPlan]| -> BTreeSet<u64> {
+            shards.iter().map(|shard| shard.node.as_ref().unwrap().node).collect()
+        };
+        Ok(allocated.chunks.iter().map(|chunk| nodes(&chunk.shards)).collect())
+    }
+
+    fn three_copies(count: u32, avoid: &[u64]) -> Allocate {
+        Allocate { class: "replicated:3".into(), count, avoid: avoid.to_vec(), client: None }
+    }
+
+    #[test]
+    fn bad_requests_are_told_so() {
+        let mut bench = Bench::with_nodes(3);
+        let bad = |change: &dyn Fn(&mut Allocate)| {
+            let mut request = three_copies(1, &[]);
+            change(&mut request);
+            request
+        };
+        for request in [
+            bad(&|request| request.class = "raid5".into()),
+            bad(&|request| request.count = 0),
+            bad(&|request| request.count = 257),
+            bad(&|request| request.avoid = vec![1; MAX_AVOID + 1]),
+        ] {
+            assert_eq!(allocate(&mut bench, request).unwrap_err().code, Code::Invalid);
+        }
+        assert_eq!(allocate(&mut bench, three_copies(256, &[])).unwrap().len(), 256);
+    }
+
+    #[test]
+    fn fewer_nodes_will_do_down_to_one_to_spare() {
+        let mut bench = Bench::with_nodes(4);
+        for _ in 0..50 {
+            let [nodes] = &allocate(&mut bench, three_copies(1, &[2])).unwrap()[..] else {
+                panic!("one chunk")
+            };
+            assert_eq!(*nodes, BTreeSet::from([1, 3, 4]));
+        }
+        let degraded = allocate(&mut bench, three_copies(1, &[2, 4])).unwrap();
+        assert_eq!(degraded, [BTreeSet::from([1, 3])]);
+        let forced = allocate(&mut bench, three_copies(1, &[1, 2, 4])).unwrap();
+        assert_eq!(forced[0].len(), 3, "with one node alone nothing could be written");
+
+        let fenced = NodeHeartbeat { node: 1, epoch: 1, read_only: true, ..NodeHeartbeat::default() };
+        bench.run(request::Op::NodeHeartbeat(fenced)).unwrap();
+        assert_eq!(allocate(&mut bench, three_copies(1, &[])).unwrap(), [BTreeSet::from([2, 3, 4])]);
+        bench.uptime += bench.settings.node_suspect_after;
+        bench.beat(3, 1 << 40);
+        let failure = allocate(&mut bench, three_copies(1, &[])).unwrap_err();
+        assert_eq!(failure.code, Code::Unavailable, "{failure}");
+        bench.beat(4, 1 << 40);
+        assert_eq!(allocate(&mut bench, three_copies(1, &[])).unwrap(), [BTreeSet::from([3, 4])]);
+    }
+
+    #[test]
+    fn a_burst_does_not_promise_more_than_there_is() {
+        let mut bench = Bench::with_nodes(3);
+        for node in 1..=3 {
+            bench.beat(node, 10 * limits::MAX_CHUNK_LENGTH);
+        }
+        assert_eq!(allocate(&mut bench, three_copies(7, &[])).unwrap().len(), 7);
+        assert_eq!(allocate(&mut bench, three_copies(7, &[])).unwrap().len(), 3, "so many more have room");
+        let failure = allocate(&mut bench, three_copies(1, &[])).unwrap_err();
+        assert_eq!(failure.code, Code::NoSpace, "{failure}");
+        bench.beat(1, limits::MAX_CHUNK_LENGTH);
+        bench.beat(2, limits::MAX_CHUNK_LENGTH - 1);
+        bench.beat(3, limits::MAX_CHUNK_LENGTH);
+        assert_eq!(allocate(&mut bench, three_copies(9, &[])).unwrap(), [BTreeSet::from([1, 3])]);
+    }
+}

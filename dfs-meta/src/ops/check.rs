@@ -3,9 +3,12 @@
 //!
 //! What must hold: every entry, its back-pointer and the inode that both name fit; every inode with names is reached
 //! from the root, and its link count is the number of its names; an inode without a name is on somebody's list; extents
-//! do not overlap, and fit their chunks' back-pointers, lengths and live bytes; the counters count what is there.
+//! do not overlap, and fit their chunks' back-pointers, lengths and live bytes; chunks fit what nodes should hold and
+//! remove, and the garbage queue; the counters count what is there.
 //!
 //! It keeps a few numbers of every inode and chunk in memory.
+
+mod chunks;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,6 +41,7 @@ pub fn check(tx: &mut Transaction<'_>) -> Result<Vec<String>, StoreError> {
     walk.reach();
     walk.data();
     walk.counters(tx)?;
+    walk.problems.extend(chunks::check(tx, MAX_PROBLEMS - walk.problems.len())?);
     Ok(walk.problems)
 }
 

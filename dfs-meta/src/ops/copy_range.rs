@@ -85,3 +85,86 @@ fn check_class(cx: &mut Context<'_, '_>, copies: &[Extent], to: &Inode) -> Resul
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use dfs_proto::meta::request;
+
+    use super::super::testing::{Bench, answer};
+    use super::*;
+    use crate::store::records::ChunkState;
+
+    fn copy(bench: &mut Bench, from: (Ino, u64), to: (Ino, u64), length: u64) -> Result<Copied, Failure> {
+        let op = CopyRange {
+            source: from.0.0,
+            source_offset: from.1,
+            target: to.0.0,
+            target_offset: to.1,
+            length,
+            kill_set_id: false,
+        };
+        answer!(bench.run(request::Op::CopyRange(op)), Copied)
+    }
+
+    #[test]
+    fn a_copy_outlives_its_source() {
+        let mut bench = Bench::with_nodes(3);
+        let (one, other) = (bench.file("one"), bench.file("other"));
+        let chunk = bench.write(one, &[(0, 100), (200, 100)]);
+        let copied = copy(&mut bench, (one, 50), (other, 1000), u64::MAX).unwrap();
+        assert_eq!((copied.length, copied.attr.unwrap().size), (250, 1250));
+        let extents: Vec<_> = bench.plan(other).extents.iter().map(|e| (e.range(), e.chunk_offset)).collect();
+        assert_eq!(extents, [(1000..1050, 50), (1150..1250, 100)], "holes are copied as holes");
+        assert_eq!(bench.chunk(chunk).unwrap().live_bytes, 350);
+        bench.write(one, &[(0, 300)]);
+        assert_eq!(bench.chunk(chunk).unwrap().live_bytes, 150);
+        bench.check();
+        bench.write(other, &[(0, 1250)]);
+        assert_eq!(bench.chunk(chunk).unwrap().state(), ChunkState::Garbage);
+        bench.check();
+    }
+
+    #[test]
+    fn what_cannot_be_copied_is_told() {
+        let mut bench = Bench::with_nodes(3);
+        let (one, other) = (bench.file("one"), bench.file("other"));
+        bench.write(one, &[(0, 100)]);
+        let version = bench.plan(other).attr.unwrap().version;
+        let mut code = |from, to, length| copy(&mut bench, from, to, length).unwrap_err().code;
+        assert_eq!(code((one, 0), (one, 50), 100), Code::Invalid);
+        assert_eq!(code((one, 0), (other, u64::MAX), 1), Code::TooBig);
+        assert_eq!(code((one, 0), (Ino(1), 0), 1), Code::IsADirectory);
+        assert_eq!(code((one, 0), (Ino(99), 0), 1), Code::Stale);
+        assert_eq!(copy(&mut bench, (one, 100), (other, 0), 9).unwrap().length, 0);
+        assert_eq!(copy(&mut bench, (one, 0), (one, 100), 500).unwrap().length, 100, "side by side");
+        let after = bench.plan(other).attr.unwrap();
+        assert_eq!((after.size, after.version), (0, version));
+
+        let mut inode = bench.with(dfs_proto::SessionId(1), |cx| inode::load(cx, other)).unwrap();
+        inode.class = "replicated:2".into();
+        let save = |cx: &mut Context<'_, '_>| {
+            inode::save(cx, other, &inode);
+            Ok(())
+        };
+        bench.with(dfs_proto::SessionId(1), save).unwrap();
+        assert_eq!(copy(&mut bench, (one, 0), (other, 0), 9).unwrap_err().code, Code::CrossDevice);
+    }
+
+    #[test]
+    fn long_copies_are_made_in_pieces() {
+        let mut bench = Bench::with_nodes(3);
+        let (one, other) = (bench.file("one"), bench.file("other"));
+        let ranges: Vec<_> = (0..10_000).map(|at| (at * 10, 5)).collect();
+        bench.write(one, &ranges);
+        bench.write(other, &ranges);
+        let mut done = 0;
+        let mut calls = 0;
+        while done < 99_995 {
+            done += copy(&mut bench, (one, done), (other, done), 99_995 - done).unwrap().length;
+            calls += 1;
+        }
+        assert_eq!((done, calls), (99_995, 2));
+        assert_eq!(bench.plan(one).extents, bench.plan(other).extents);
+        bench.check();
+    }
+}

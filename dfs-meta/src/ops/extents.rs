@@ -258,3 +258,6 @@ fn replace(
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,3 +93,108 @@ pub(super) fn removed(cx: &mut Context<'_, '_>, node: NodeId, id: ChunkId) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use dfs_proto::meta::{NodeHeartbeat, NodeOrders, request};
+
+    use super::super::Internal;
+    use super::super::testing::{Bench, answer, on_every_store};
+    use super::*;
+
+    fn told(bench: &mut Bench, node: u64, deleted: &[u64]) -> NodeOrders {
+        let beat = NodeHeartbeat { node, epoch: 1, deleted: deleted.to_vec(), ..NodeHeartbeat::default() };
+        answer!(bench.run(request::Op::NodeHeartbeat(beat)), NodeOrders).unwrap()
+    }
+
+    fn later(bench: &mut Bench, duration: Duration) {
+        bench.now.seconds += duration.as_secs() as i64;
+        bench.finish(Internal::CollectGarbage);
+    }
+
+    #[test]
+    fn what_nothing_points_to_goes_after_its_grace_with_its_last_shard() {
+        on_every_store(|bench| {
+            for node in 1..=3 {
+                bench.join(node, &format!("host{node}"));
+            }
+            let ino = bench.file("f");
+            let old = bench.write(ino, &[(0, 100)]);
+            let new = bench.write(ino, &[(0, 100)]);
+            let grace = bench.settings.garbage_grace;
+            later(bench, grace - Duration::from_secs(60));
+            assert!(told(bench, 1, &[old]).delete.is_empty(), "not before the grace is over");
+            assert_eq!(bench.chunk(old).unwrap().shards.len(), 3, "and not because a node says so");
+            later(bench, Duration::from_secs(120));
+            for node in 1..=3 {
+                bench.check();
+                assert_eq!(bench.chunk(old).unwrap().state(), ChunkState::Removing);
+                assert_eq!(told(bench, node, &[]).delete, [old]);
+                assert!(told(bench, node, &[new, old]).delete.is_empty());
+            }
+            assert_eq!(bench.chunk(old), None);
+            assert_eq!(bench.chunk(new).unwrap().state(), ChunkState::Sealed);
+            bench.check();
+        });
+    }
+
+    #[test]
+    fn a_plan_whose_commit_never_came_is_removed_everywhere() {
+        let mut bench = Bench::with_nodes(3);
+        let chunk = bench.allocate(1).unwrap().chunks[0].chunk;
+        let lifetime = bench.settings.plan_lifetime;
+        later(&mut bench, lifetime - Duration::from_secs(60));
+        assert_eq!(bench.chunk(chunk).unwrap().state(), ChunkState::Planned);
+        later(&mut bench, Duration::from_secs(120));
+        bench.check();
+        for node in 1..=3 {
+            assert_eq!(told(&mut bench, node, &[]).delete, [chunk]);
+            told(&mut bench, node, &[chunk]);
+        }
+        assert_eq!(bench.chunk(chunk), None);
+        bench.check();
+    }
+
+    #[test]
+    fn a_chunk_in_use_is_kept_whatever_the_queue_says() {
+        let mut bench = Bench::with_nodes(3);
+        let ino = bench.file("f");
+        let used = bench.write(ino, &[(0, 100)]);
+        let lied_about = bench.write(ino, &[(100, 100)]);
+        let garbage = |cx: &mut Context<'_, '_>, id: u64, lie: bool| -> Result<(), Failure> {
+            let mut chunk = cx.tx.get::<Chunk>(&keys::chunk(ChunkId(id)))?.unwrap();
+            chunk.set_state(ChunkState::Garbage);
+            chunk.live_bytes = if lie { 0 } else { chunk.live_bytes };
+            enqueue(cx, ChunkId(id), &mut chunk, Duration::ZERO);
+            cx.tx.put(keys::chunk(ChunkId(id)), &chunk);
+            Ok(())
+        };
+        let put =
+            |cx: &mut Context<'_, '_>| garbage(cx, used, false).and_then(|()| garbage(cx, lied_about, true));
+        bench.with(dfs_proto::SessionId(0), put).unwrap();
+        later(&mut bench, Duration::from_secs(3600));
+        for node in 1..=3 {
+            assert!(told(&mut bench, node, &[]).delete.is_empty());
+        }
+    }
+
+    #[test]
+    fn orders_are_given_in_bounded_portions() {
+        let mut bench = Bench::with_nodes(3);
+        for _ in 0..6 {
+            bench.allocate(256).unwrap();
+        }
+        later(&mut bench, Duration::from_secs(3600));
+        let mut removed = 0;
+        loop {
+            let orders = told(&mut bench, 1, &[]);
+            assert!(orders.delete.len() <= dfs_proto::limits::MAX_DELETE_ORDERS);
+            removed += orders.delete.len();
+            told(&mut bench, 1, &orders.delete);
+            if !orders.more {
+                break;
+            }
+        }
+        assert_eq!(removed, 6 * 256);
+    }
+}

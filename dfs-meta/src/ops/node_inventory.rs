@@ -118,3 +118,6 @@ fn unexpected(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

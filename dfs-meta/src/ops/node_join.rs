@@ -107,3 +107,55 @@ fn find_disk(cx: &mut Context<'_, '_>, disk: &[u8]) -> Result<Option<(NodeId, No
         None => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dfs_proto::meta::request;
+
+    use super::super::testing::{Bench, answer};
+    use super::*;
+
+    fn join() -> NodeJoin {
+        NodeJoin {
+            disk: vec![9; 16].into(),
+            address: "host:7610".into(),
+            protocol: PROTOCOL_VERSION,
+            ..NodeJoin::default()
+        }
+    }
+
+    #[test]
+    fn a_disk_is_the_same_node_for_ever() {
+        let mut bench = Bench::new();
+        let mut run = |join: NodeJoin| answer!(bench.run(request::Op::NodeJoin(join)), NodeJoined);
+        let first = run(join()).unwrap();
+        assert_eq!((first.node, first.epoch), (1, 1));
+        let other = run(NodeJoin { disk: vec![8; 16].into(), ..join() }).unwrap();
+        assert_eq!(other.node, 2);
+        let again = run(NodeJoin { node: 1, address: "elsewhere:1".into(), ..join() }).unwrap();
+        assert_eq!((again.node, again.epoch), (1, 2));
+        assert_eq!(run(join()).unwrap().node, 1, "it had not yet written down who it is");
+        for (node, disk) in [(2, 9), (1, 8), (3, 7), (3, 9)] {
+            let confused = NodeJoin { node, disk: vec![disk; 16].into(), ..join() };
+            assert_eq!(run(confused).unwrap_err().code, Code::NodeRefused, "disk {disk} as node {node}");
+        }
+    }
+
+    #[test]
+    fn bad_introductions_are_refused() {
+        let mut bench = Bench::new();
+        let labels = Labels { rack: "r".repeat(MAX_TEXT + 1), ..Labels::default() };
+        for (bad, code) in [
+            (NodeJoin { protocol: 99, ..join() }, Code::VersionUnknown),
+            (NodeJoin { disk: vec![1; 15].into(), ..join() }, Code::Invalid),
+            (NodeJoin { address: "host".into(), ..join() }, Code::Invalid),
+            (NodeJoin { address: ":7610".into(), ..join() }, Code::Invalid),
+            (NodeJoin { address: "host:0".into(), ..join() }, Code::Invalid),
+            (NodeJoin { address: format!("{}:1", "h".repeat(300)), ..join() }, Code::Invalid),
+            (NodeJoin { labels: Some(labels), ..join() }, Code::Invalid),
+        ] {
+            assert_eq!(bench.run(request::Op::NodeJoin(bad)).unwrap_err().code, code);
+        }
+        assert!(bench.run(request::Op::NodeJoin(join())).is_ok());
+    }
+}

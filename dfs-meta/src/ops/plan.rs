@@ -132,3 +132,56 @@ impl Nodes {
         Ok(address)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dfs_proto::meta::request;
+
+    use super::super::testing::{Bench, answer};
+    use super::*;
+
+    #[test]
+    fn a_plan_says_how_far_it_goes() {
+        let mut bench = Bench::with_nodes(3);
+        let ino = bench.file("f");
+        let chunk = bench.write(ino, &[(0, 100), (200, 100), (400, 100)]);
+        let mut plan = |offset, length, max_extents| {
+            let op = Plan { ino: ino.0, offset, length, max_extents };
+            let plan = answer!(bench.run(request::Op::Plan(op)), Plan).unwrap();
+            assert!(plan.chunks.iter().all(|plan| plan.chunk == chunk));
+            assert_eq!(plan.chunks.len(), usize::from(!plan.extents.is_empty()), "each chunk once");
+            let ranges: Vec<_> = plan.extents.iter().map(|extent| (extent.offset, extent.end())).collect();
+            (ranges, plan.covered_end)
+        };
+        assert_eq!(plan(0, 1000, 10), (vec![(0, 100), (200, 300), (400, 500)], 1000));
+        assert_eq!(
+            plan(0, 1000, 2),
+            (vec![(0, 100), (200, 300)], 400),
+            "the hole up to the next is known too"
+        );
+        assert_eq!(plan(250, 150, 10), (vec![(200, 300)], 400), "whole extents");
+        assert_eq!(plan(100, 100, 10), (vec![], 200));
+        assert_eq!(plan(100, 0, 0), (vec![], 100));
+        assert_eq!(plan(450, u64::MAX, 0), (vec![(400, 500)], limits::MAX_FILE_SIZE));
+        assert_eq!(plan(u64::MAX, u64::MAX, 1), (vec![], u64::MAX));
+        let directory = Plan { ino: 1, ..Plan::default() };
+        assert_eq!(bench.run(request::Op::Plan(directory)).unwrap_err().code, Code::IsADirectory);
+    }
+
+    #[test]
+    fn an_answer_fits_a_message() {
+        let mut bench = Bench::with_nodes(3);
+        for node in 1..=3 {
+            bench.join(node, &"h".repeat(250));
+        }
+        let ino = bench.file("f");
+        for at in 0..2500 {
+            bench.write(ino, &[(at * 100, 100)]);
+        }
+        let plan = bench.plan(ino);
+        assert!(plan.encoded_len() < limits::MAX_MESSAGE / 2 + (1 << 20), "{}", plan.encoded_len());
+        assert!(plan.extents.len() > 100 && plan.extents.len() < 2500, "{}", plan.extents.len());
+        assert_eq!(plan.covered_end, plan.extents.last().unwrap().end());
+        assert_eq!(plan.chunks.len(), plan.extents.len());
+    }
+}

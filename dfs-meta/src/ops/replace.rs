@@ -105,7 +105,7 @@ mod tests {
         let kept = [first[0], first[2]];
         let shards = kept.iter().map(|&(index, node)| dfs_proto::meta::SealedShard { index, node }).collect();
         let sealed = dfs_proto::meta::SealedChunk { shards, ..sealed };
-        let ino = bench.file(7);
+        let ino = bench.file("f");
         let extent = dfs_proto::meta::Extent { offset: 0, length: 9, chunk, chunk_offset: 0 };
         let file =
             dfs_proto::meta::FileCommit { ino: ino.0, extents: vec![extent], size: 9, ..Default::default() };

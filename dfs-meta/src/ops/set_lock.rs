@@ -66,13 +66,15 @@ mod tests {
 
     const ONE: SessionId = SessionId(1);
     const OTHER: SessionId = SessionId(2);
+    /// The first file of a fresh filesystem.
+    const FILE: u64 = 2;
 
     fn lock(kind: LockKind) -> LockRange {
         LockRange { kind: kind.into(), owner: 7, end: 9, pid: 42, ..LockRange::default() }
     }
 
     fn set(bench: &mut Bench, session: SessionId, kind: LockKind) -> Result<reply::Result, Failure> {
-        let op = SetLock { ino: 5, lock: Some(lock(kind)), wait: true };
+        let op = SetLock { ino: FILE, lock: Some(lock(kind)), wait: true };
         bench.run_as(session, request::Op::SetLock(op))
     }
 
@@ -87,7 +89,7 @@ mod tests {
     #[test]
     fn who_waits_is_told_when_the_holder_ends() {
         let mut bench = Bench::new();
-        bench.file(5);
+        assert_eq!(bench.file("f"), Ino(FILE));
         for session in [ONE, OTHER] {
             bench.live.sessions.add(session, &record(), bench.uptime);
         }
@@ -95,9 +97,9 @@ mod tests {
         let hello = events.try_recv().unwrap().event;
         assert!(matches!(hello, Some(event::Event::Hello(_))));
         let Ok(reply::Result::Attr(attr)) = set(&mut bench, ONE, LockKind::Exclusive) else { panic!("free") };
-        assert_eq!(attr.ino, 5);
+        assert_eq!(attr.ino, FILE);
         assert_eq!(set(&mut bench, OTHER, LockKind::Shared).unwrap_err().code, Code::Locked);
-        let get = dfs_proto::meta::GetLock { ino: 5, lock: Some(lock(LockKind::Shared)) };
+        let get = dfs_proto::meta::GetLock { ino: FILE, lock: Some(lock(LockKind::Shared)) };
         let Ok(reply::Result::LockState(state)) = bench.run_as(OTHER, request::Op::GetLock(get)) else {
             panic!("the state of the lock")
         };
@@ -105,22 +107,22 @@ mod tests {
         assert!(events.try_recv().is_err());
         bench.run_as(ONE, request::Op::CloseSession(CloseSession {})).unwrap();
         let unlocked = events.try_recv().unwrap().event;
-        assert_eq!(unlocked, Some(event::Event::Unlocked(Unlocked { ino: 5 })));
+        assert_eq!(unlocked, Some(event::Event::Unlocked(Unlocked { ino: FILE })));
         assert!(set(&mut bench, OTHER, LockKind::Shared).is_ok());
-        let gone = SetLock { ino: 6, lock: Some(lock(LockKind::Shared)), wait: false };
+        let gone = SetLock { ino: 99, lock: Some(lock(LockKind::Shared)), wait: false };
         assert_eq!(bench.run_as(OTHER, request::Op::SetLock(gone)).unwrap_err().code, Code::Stale);
     }
 
     #[test]
     fn after_a_restart_locks_come_back_before_new_ones_are_given() {
         let mut bench = Bench::new();
-        bench.file(5);
+        assert_eq!(bench.file("f"), Ino(FILE));
         bench.uptime = std::time::Duration::ZERO;
         let sessions = SessionTable::load(2, [(ONE, record())], grace());
         bench.live = Live { sessions, ..Live::default() };
         bench.live.sessions.add(OTHER, &record(), bench.uptime);
         assert_eq!(set(&mut bench, OTHER, LockKind::Exclusive).unwrap_err().code, Code::Grace);
-        let held = HeldLock { ino: 5, lock: Some(lock(LockKind::Exclusive)) };
+        let held = HeldLock { ino: FILE, lock: Some(lock(LockKind::Exclusive)) };
         let mut reclaim = |session| {
             let op = Reclaim { locks: vec![held], complete: true, ..Reclaim::default() };
             match bench.run_as(session, request::Op::Reclaim(op)) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 mod cluster;
 
-pub(crate) use cluster::answer;
+pub(crate) use cluster::{CAPACITY, answer};
 
 use super::*;
 use crate::store::Store;

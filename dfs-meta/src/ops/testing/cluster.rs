@@ -1,12 +1,17 @@
 //! Chunk daemons and written files for tests of operations.
 
+use std::time::Duration;
+
 use dfs_proto::meta::{
     Allocate, Allocated, Commit, Committed, Extent, FileCommit, NodeHeartbeat, NodeJoin, NodeJoined,
     NodeOrders, Plan, PlanReply, SealedChunk, SealedShard, request,
 };
-use dfs_proto::{Class, Failure, FileKind, Ino, Labels, PROTOCOL_VERSION};
+use dfs_proto::{ChunkId, Failure, Ino, Labels, PROTOCOL_VERSION};
 
 use super::Bench;
+use crate::machine::transaction::Transaction;
+use crate::store::keys;
+use crate::store::records::Chunk;
 
 /// What each daemon of a test has room for.
 pub(crate) const CAPACITY: u64 = 1 << 40;
@@ -24,9 +29,12 @@ macro_rules! answer {
 pub(crate) use answer;
 
 impl Bench {
-    /// A fresh filesystem with so many chunk daemons, each on a host of its own.
+    /// A fresh filesystem with so many chunk daemons, each on a host of its own, that may be silent for long: every
+    /// operation of a test takes a second.
     pub(crate) fn with_nodes(count: u8) -> Self {
         let mut bench = Self::new();
+        bench.settings.node_suspect_after = Duration::from_secs(1 << 20);
+        bench.settings.node_dead_after = Duration::from_secs(1 << 21);
         for number in 1..=count {
             bench.join(number, &format!("host{number}"));
         }
@@ -60,24 +68,21 @@ impl Bench {
         answer!(self.run(request::Op::NodeHeartbeat(beat)), NodeOrders).expect("a good heartbeat")
     }
 
-    /// An empty regular file.
-    pub(crate) fn file(&mut self, ino: u64) -> Ino {
-        use crate::store::keys;
-        use crate::store::records::Inode;
-        let inode = Inode {
-            kind: FileKind::Regular.into(),
-            mode: 0o644,
-            nlink: 1,
-            version: 1,
-            class: Class::default().to_string(),
-            ..Inode::default()
-        };
-        self.with(super::super::SessionId(1), |cx| {
-            cx.tx.put(keys::inode(Ino(ino)), &inode);
-            Ok(())
-        })
-        .expect("put an inode");
-        Ino(ino)
+    /// A new regular file in the root directory.
+    pub(crate) fn file(&mut self, name: &str) -> Ino {
+        Ino(self.make_file(Ino::ROOT.0, name))
+    }
+
+    /// All extents of a file in the root directory.
+    pub(crate) fn plan_of(&mut self, name: &str) -> PlanReply {
+        let attr = self.lookup(Ino::ROOT.0, name).expect("a file of that name");
+        self.plan(Ino(attr.ino))
+    }
+
+    /// A chunk's record.
+    pub(crate) fn chunk(&self, id: u64) -> Option<Chunk> {
+        let mut tx = Transaction::new(&*self.store, Vec::new());
+        tx.get(&keys::chunk(ChunkId(id))).expect("a good record")
     }
 
     /// Allocates chunks of three copies.
