@@ -62,7 +62,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .context("starting the machine's threads")?;
     let handle = machine.handle();
     let reserve = config.reserve_on_disk()?;
-    let workers = background::start(&handle, store.clone(), reserve, nearly_full.clone());
+    let workers =
+        background::start(&handle, store.clone(), reserve, nearly_full.clone(), settings.session_timeout);
     let status = Arc::new(StatusBoard::new(store, handle.clone(), settings.clone(), nearly_full));
 
     let stop = {

@@ -90,12 +90,14 @@ pub fn start(
     store: Arc<dyn Store>,
     reserve_bytes: u64,
     nearly_full: Arc<AtomicBool>,
+    session_timeout: Duration,
 ) -> JoinSet<()> {
     let mut workers = JoinSet::new();
     workers.spawn(drive(Space { store, reserve_bytes, nearly_full }));
     let second = Duration::from_secs(1);
     for (name, op, idle) in [
-        ("session expiry", Internal::ExpireSessions, second),
+        // Often enough to tell a server that stood still from sessions that were silent.
+        ("session expiry", Internal::ExpireSessions, second.min(session_timeout / 10)),
         ("orphan adoption", Internal::AdoptOrphans, second),
         ("garbage collection", Internal::CollectGarbage, second),
         ("orphan purge", Internal::PurgeOrphans, second),
