@@ -36,6 +36,13 @@ struct State {
     deleted: BTreeSet<ChunkId>,
 }
 
+impl State {
+    /// Whether every order is carried out.
+    fn is_idle(&self) -> bool {
+        self.known.len() == self.deleted.len()
+    }
+}
+
 impl Deletions {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,7 +78,7 @@ impl Deletions {
     pub(super) async fn wait(&self) {
         loop {
             let done = self.all_done.notified();
-            if self.state().known.len() == self.state().deleted.len() {
+            if self.state().is_idle() {
                 return;
             }
             done.await;
