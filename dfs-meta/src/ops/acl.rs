@@ -1,11 +1,10 @@
 //! POSIX access control lists: their bytes in extended attributes (version 2, as in linux/posix_acl_xattr.h), and what
 //! they do to modes. Pure arithmetic, after the kernel's fs/posix_acl.c; the kernel also checks permissions with them.
 
-use dfs_proto::{Code, Failure};
+use dfs_proto::{Code, Failure, Ino};
 
 use super::{Context, xattrs};
 use crate::store::records::Inode;
-use dfs_proto::Ino;
 
 const VERSION: u32 = 2;
 const HEADER: usize = 4;

@@ -209,6 +209,8 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 pub(crate) mod shorthand;
 #[cfg(test)]
 pub(crate) mod testing;
