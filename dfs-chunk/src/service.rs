@@ -19,8 +19,9 @@ use crate::node::Node;
 use crate::order::{PutOrder, ReadOrder, check_cluster};
 use crate::store::{Blocks, Incoming, OpenShard, Store};
 
-/// How long a writer may leave us without a frame, and a reader without taking one.
-const PEER_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a writer may leave us without a frame, and a reader without taking one. A writer that is gone is noticed
+/// sooner, by pings; this is longer than the node before us in a chain may wait for its own disk.
+const PEER_DEADLINE: Duration = Duration::from_secs(40);
 /// How long a request may wait for its turn.
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest chain behind a node: a class has at most 5 shards.

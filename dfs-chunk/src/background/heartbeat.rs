@@ -54,8 +54,8 @@ pub(crate) struct Joined {
 }
 
 impl Introduction {
-    /// Joins, trying until the server answers. Fails for what waiting does not heal: WRONG_CLUSTER, VERSION_UNKNOWN,
-    /// INVALID.
+    /// Joins, trying until the server answers. Fails for what waiting does not heal: WRONG_CLUSTER, NODE_REFUSED when the
+    /// disk is not the node that it says it is, VERSION_UNKNOWN, INVALID.
     pub(crate) async fn join(
         &self,
         link: &MetaLink,
@@ -68,7 +68,11 @@ impl Introduction {
             match self.try_join(link, known, room()?).await {
                 Ok(joined) => return Ok(joined),
                 Err(failure) => {
-                    if matches!(failure.code, Code::WrongCluster | Code::VersionUnknown | Code::Invalid) {
+                    let hopeless = matches!(
+                        failure.code,
+                        Code::WrongCluster | Code::NodeRefused | Code::VersionUnknown | Code::Invalid
+                    );
+                    if hopeless {
                         return Err(failure);
                     }
                     // Once for each reason, not once for each try.

@@ -44,6 +44,8 @@ enum Way {
     Known { known: Box<[u32]>, told: Vec<u32> },
     /// Gathered for the intake.
     Small { store: Arc<Store>, header: ShardHeader, ticket: Ticket, data: BytesMut, crc32c: Vec<u32> },
+    /// The disk did not take a frame in time: what comes after it would be in the wrong place.
+    Hanging,
     /// Written by a thread.
     Large { frames: mpsc::Sender<Blocks>, thread: JoinHandle<Result<(), Failure>> },
 }
@@ -117,7 +119,11 @@ impl Store {
 impl Incoming {
     /// Whether it is known already that it will not end well.
     pub fn has_failed(&self) -> bool {
-        matches!(&self.0, Way::Large { thread, .. } if thread.is_finished())
+        match &self.0 {
+            Way::Hanging => true,
+            Way::Large { thread, .. } => thread.is_finished(),
+            Way::Known { .. } | Way::Small { .. } => false,
+        }
     }
 
     /// Takes the next blocks. An error is told at the end; until then blocks are taken and dropped.
@@ -128,10 +134,12 @@ impl Incoming {
                 data.extend_from_slice(&blocks.data);
                 crc32c.extend_from_slice(&blocks.crc32c);
             }
+            Way::Hanging => {}
             Way::Large { frames, thread } => {
-                // Fails when the thread has ended with an error. A disk that hangs is given up here and at the end.
-                if !thread.is_finished() {
-                    let _ = tokio::time::timeout(DISK_DEADLINE, frames.send(blocks)).await;
+                // The queue is closed when the thread has ended with an error, which is told at the end.
+                let taken = tokio::time::timeout(DISK_DEADLINE, frames.send(blocks)).await;
+                if taken.is_err() && !thread.is_finished() {
+                    self.0 = Way::Hanging;
                 }
             }
         }
@@ -160,6 +168,7 @@ impl Incoming {
                     }
                 }
             }
+            Way::Hanging => Err(disk_hangs()),
             Way::Large { frames, thread } => {
                 drop(frames);
                 let ended = tokio::time::timeout(DISK_DEADLINE, thread).await;

@@ -156,6 +156,10 @@ async fn a_disk_of_another_cluster_is_refused() {
     other.state().cluster = ClusterId([9; 16]);
     let refused = daemon::start(&config(&other, directory.path())).await.err().unwrap();
     assert_eq!(refused.code, Code::WrongCluster);
+    // Its own cluster, whose metadata has forgotten it.
+    let forgetful = FakeMeta::start().await;
+    let refused = daemon::start(&config(&forgetful, directory.path())).await.err().unwrap();
+    assert_eq!(refused.code, Code::NodeRefused);
     // As it was, it is welcome at home.
     Daemon::start_on(&meta, directory).await;
 }

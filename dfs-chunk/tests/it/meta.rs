@@ -138,6 +138,9 @@ impl State {
                 if !request.cluster.is_empty() && request.cluster != self.cluster.to_bytes() {
                     return Err(Failure::new(Code::WrongCluster, "the disk is of another cluster"));
                 }
+                if join.node != 0 && self.nodes.get(&join.disk.to_vec()) != Some(&join.node) {
+                    return Err(Failure::new(Code::NodeRefused, "the disk is not that node"));
+                }
                 let next = self.nodes.len() as u64 + 1;
                 let node = *self.nodes.entry(join.disk.to_vec()).or_insert(next);
                 self.epoch += 1;
