@@ -119,6 +119,7 @@ impl Core {
                 return ops::run(cx, op);
             }
             if let Some(result) = repeated(cx, request)? {
+                ops::repeat(cx, op, &result)?;
                 return Ok(result);
             }
             let result = ops::run(cx, op)?;

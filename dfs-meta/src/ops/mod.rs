@@ -53,7 +53,7 @@ mod xattrs;
 use std::time::Duration;
 
 use dfs_proto::meta::{reply, request};
-use dfs_proto::{ClusterId, Code, Failure, SessionId, Timestamp, limits};
+use dfs_proto::{ClusterId, Code, Failure, Ino, SessionId, Timestamp, limits};
 
 use crate::cluster::Policy;
 use crate::live::Live;
@@ -205,6 +205,17 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::StatFs(_) => stat_fs::run(cx).map(reply::Result::FsStats),
         Op::PathOf(request) => path_of::run(cx, request).map(reply::Result::Paths),
         _ => Err(Failure::new(Code::NotSupported, "this server does not know the operation")),
+    }
+}
+
+/// Before a stored answer is given once more: brings back what the operation had done to the state in memory.
+pub fn repeat(cx: &mut Context<'_, '_>, op: &request::Op, answer: &reply::Result) -> Result<(), Failure> {
+    match (op, answer) {
+        (request::Op::Create(create), reply::Result::Attr(attr)) if create.open => {
+            open::again(cx, Ino(attr.ino))
+        }
+        (request::Op::Open(request), reply::Result::Opened(_)) => open::again(cx, Ino(request.ino)),
+        _ => Ok(()),
     }
 }
 

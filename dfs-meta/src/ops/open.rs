@@ -3,7 +3,9 @@
 use dfs_proto::meta::{Open, Opened};
 use dfs_proto::{Code, Failure, FileKind, Ino};
 
-use super::{Context, inode, plan, set_attr};
+use super::{Context, inode, orphan, plan, set_attr};
+use crate::store::keys;
+use crate::store::records::Inode;
 
 /// EISDIR (truncating a directory), EINVAL; ESTALE when the inode is gone or lost its last name.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &Open) -> Result<Opened, Failure> {
@@ -29,6 +31,19 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Open) -> Result<Opened, Fa
     };
     cx.live.opens.open(cx.session, ino);
     Ok(Opened { attr: Some(inode::attr(ino, &inode)), plan })
+}
+
+/// An open or a create that was answered before is asked for again. Its answer is stored, but who has what open is not:
+/// where the server was started anew in between, the session has to be told to have it open once more.
+pub(super) fn again(cx: &mut Context<'_, '_>, ino: Ino) -> Result<(), Failure> {
+    // Where the inode is gone meanwhile, the session learns it from its next operation on it.
+    if let Some(inode) = cx.tx.get::<Inode>(&keys::inode(ino))? {
+        if inode.nlink == 0 {
+            orphan::adopt(cx, ino);
+        }
+        cx.live.opens.open(cx.session, ino);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -85,6 +100,27 @@ mod tests {
         bench.set_attr(SetAttr { ino: file, mode: Some(0o6644), ..SetAttr::default() }).unwrap();
         let mode = truncate(&mut bench, file, true).unwrap().attr.unwrap().mode;
         assert_eq!(mode, 0o2644, "without group execution the bit gives no rights");
+    }
+
+    #[test]
+    fn an_answer_that_is_repeated_after_a_restart_opens_again() {
+        let mut bench = Bench::new();
+        let create = request::Op::Create(Create { open: true, ..new(ROOT, "file", FileKind::Regular) });
+        let answer = bench.run(create.clone()).unwrap();
+        let file = bench.lookup(ROOT, "file").unwrap().ino;
+        bench.live.opens.remove_session(SessionId(1));
+        bench.with(SessionId(1), |cx| crate::ops::repeat(cx, &create, &answer)).unwrap();
+        bench.unlink(ROOT, "file").unwrap();
+        assert_eq!(bench.get_attr(file).unwrap().nlink, 0);
+        // And once more, as if it had lost its name before.
+        bench.live.opens.remove_session(SessionId(1));
+        bench.with(SessionId(1), |cx| crate::ops::repeat(cx, &create, &answer)).unwrap();
+        bench.check();
+        bench.close(file);
+        assert_eq!(code(bench.get_attr(file)), Code::Stale);
+        bench.with(SessionId(1), |cx| crate::ops::repeat(cx, &create, &answer)).unwrap();
+        assert_eq!(bench.live.opens.count(SessionId(1)), 0, "it is gone");
+        bench.check();
     }
 
     #[test]

@@ -45,6 +45,12 @@ pub(super) fn drop_link(cx: &mut Context<'_, '_>, ino: Ino, mut inode: Inode) ->
     Ok(())
 }
 
+/// The session that asks has this inode without a name open after all.
+pub(super) fn adopt(cx: &mut Context<'_, '_>, ino: Ino) {
+    cx.tx.put(keys::orphan(cx.session, ino), &Marker {});
+    cx.tx.delete(keys::orphan(NOBODY, ino));
+}
+
 /// A session's last handle on an inode without a name is closed.
 pub(super) fn release(
     cx: &mut Context<'_, '_>,

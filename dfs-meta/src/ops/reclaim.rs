@@ -2,12 +2,12 @@
 //! it needs no number.
 
 use dfs_proto::meta::{HeldLock, Reclaim, Reclaimed};
-use dfs_proto::{Code, Failure, Ino, SessionId, limits};
+use dfs_proto::{Code, Failure, Ino, limits};
 
-use super::{Context, set_lock};
+use super::{Context, orphan, set_lock};
 use crate::live::locks::Lock;
 use crate::store::keys;
-use crate::store::records::{Inode, Marker};
+use crate::store::records::Inode;
 
 /// Tells which inodes are gone and which locks somebody else holds by now.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &Reclaim) -> Result<Reclaimed, Failure> {
@@ -27,8 +27,7 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Reclaim) -> Result<Reclaim
     for &(ino, unnamed) in &open {
         if unnamed {
             // Whatever its last name took along while nobody knew who had it open stays until this session closes it.
-            cx.tx.put(keys::orphan(cx.session, ino), &Marker {});
-            cx.tx.delete(keys::orphan(SessionId(0), ino));
+            orphan::adopt(cx, ino);
         }
     }
     for (ino, _) in open {

@@ -52,9 +52,8 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &SetAttr) -> Result<Attr, F
 
 /// truncate(2) to the size that the file has: as on other filesystems, not even its times change.
 fn changes_nothing(request: &SetAttr, inode: &Inode) -> bool {
-    let size_alone = SetAttr { ino: request.ino, size: request.size, ..SetAttr::default() };
-    *request == size_alone
-        && request.size.is_none_or(|size| size == inode.size && inode.kind() == FileKind::Regular)
+    let size_alone = SetAttr { ino: request.ino, size: Some(inode.size), ..SetAttr::default() };
+    *request == size_alone && inode.kind() == FileKind::Regular
 }
 
 /// Cuts or extends a regular file; what it is extended by is a hole. Times are the caller's.

@@ -109,6 +109,14 @@ fn the_same_size_again_changes_nothing_by_itself() {
 }
 
 #[test]
+fn a_change_of_nothing_is_a_change() {
+    let mut bench = Bench::new();
+    let file = bench.make_file(ROOT, "file");
+    let after = bench.set_attr(set(file)).unwrap();
+    assert_eq!((after.ctime, after.version), (Some(bench.now.into()), 2), "chown(2) with -1 and -1");
+}
+
+#[test]
 fn sizes_are_checked() {
     let mut bench = Bench::new();
     let file = bench.make_file(ROOT, "file");
