@@ -172,12 +172,6 @@ impl LockTable {
         inos.map(|ino| (ino, self.drop_all(session, ino))).filter(|(_, told)| !told.is_empty()).collect()
     }
 
-    /// Gives back all that a session holds on an inode; returns whom to tell.
-    pub fn remove_inode(&mut self, session: SessionId, ino: Ino) -> BTreeSet<SessionId> {
-        let holds = self.sessions.get(&session).is_some_and(|held| held.inos.contains(&ino));
-        if holds { self.drop_all(session, ino) } else { BTreeSet::new() }
-    }
-
     /// How many ranges a session holds.
     pub fn count(&self, session: SessionId) -> usize {
         self.sessions.get(&session).map_or(0, |held| held.ranges)

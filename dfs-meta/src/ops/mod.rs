@@ -220,6 +220,8 @@ pub fn repeat(cx: &mut Context<'_, '_>, op: &request::Op, answer: &reply::Result
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 pub(crate) mod shorthand;

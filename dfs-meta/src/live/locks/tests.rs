@@ -130,7 +130,7 @@ fn waiters_are_told_when_asking_again_may_help() {
     assert_eq!(table.remove_session(SessionId(2)), [(INO, BTreeSet::from([SessionId(1)]))]);
     assert!(table.set(INO, &exclusive).unwrap().is_empty());
     table.wait(INO, &wanted, Duration::ZERO).unwrap();
-    assert_eq!(table.remove_inode(SessionId(1), INO), BTreeSet::from([SessionId(2)]));
+    assert_eq!(table.remove_session(SessionId(1)), [(INO, BTreeSet::from([SessionId(2)]))]);
     assert!(table.files.is_empty() && table.sessions.is_empty());
 }
 
