@@ -1,1 +1,3 @@
 //! Every test that crosses crates, as one binary.
+
+mod library;

@@ -9,6 +9,7 @@
 //! | [`model`] | a reference filesystem in memory |
 //! | [`tree`] | a whole filesystem as a value, compared |
 //! | [`random`] | random operations on a target beside the model |
+//! | [`library_target`] | the client library as a target |
 //! | [`posix_target`] | a directory as a target: a mount, or the local disk to check the model |
 //! | [`commands`] | other programs, bounded |
 //! | [`journal`] | a writer that remembers what was acknowledged |
@@ -23,6 +24,7 @@ pub mod disks;
 pub mod invariants;
 pub mod journal;
 pub mod keeper;
+pub mod library_target;
 pub mod model;
 pub mod mounted;
 pub mod operation;

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use dfs_proto::meta::{FileCommit, HeldLock, PlanReply, reply, request};
-use dfs_proto::{Attr, Failure, Ino};
+use dfs_proto::meta::{Commit, Committed, FileCommit, FileResult, HeldLock, PlanReply, reply, request};
+use dfs_proto::{Attr, Code, Failure, Ino};
 use futures::future::BoxFuture;
 
 use super::Invalidate;
@@ -163,12 +163,97 @@ impl MetaCalls for Observed {
     }
 
     fn change(&self, op: request::Op) -> BoxFuture<'_, Result<reply::Result, Failure>> {
-        // Sent at once, like the real one.
-        let settled = self.meta.change(op);
         Box::pin(async move {
-            let answer = settled.await?;
+            let answer = match op {
+                request::Op::Commit(commit) => self.commit(commit).await?,
+                op => self.meta.change(op).await?,
+            };
             self.mounted.observe(&answer);
             Ok(answer)
         })
+    }
+}
+
+impl Observed {
+    /// Commits what may be committed: a file whose lock was lost must not take others of the same commit along.
+    async fn commit(&self, commit: Commit) -> Result<reply::Result, Failure> {
+        loop {
+            let lost = |file: &FileCommit| self.mounted.inodes.usable(Ino(file.ino)).is_err();
+            let refused: Vec<bool> = commit.files.iter().map(lost).collect();
+            let mut allowed = commit.clone();
+            let mut is_refused = refused.iter();
+            allowed.files.retain(|_| is_refused.next() != Some(&true));
+            let answer = match allowed.files.is_empty() {
+                true => Ok(reply::Result::Committed(Committed::default())),
+                false => self.meta.change(request::Op::Commit(allowed.clone())).await,
+            };
+            match answer {
+                Ok(reply::Result::Committed(mut committed)) => {
+                    for (at, _) in refused.iter().enumerate().filter(|(_, refused)| **refused) {
+                        let result = FileResult { code: Code::InputOutput.into(), ..Default::default() };
+                        committed.files.insert(at.min(committed.files.len()), result);
+                    }
+                    return Ok(reply::Result::Committed(committed));
+                }
+                // Refused as a whole, unsent, because another of its locks was lost meanwhile.
+                Err(failure) if failure.code == Code::InputOutput && allowed.files.iter().any(lost) => {}
+                answer => return answer,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Says yes to every commit, and remembers which files it held.
+    #[derive(Default)]
+    struct Yes(Mutex<Vec<Vec<u64>>>);
+
+    impl MetaCalls for Yes {
+        fn read(&self, _op: request::Op) -> BoxFuture<'_, Result<reply::Result, Failure>> {
+            unreachable!("only commits are sent")
+        }
+
+        fn change(&self, op: request::Op) -> BoxFuture<'_, Result<reply::Result, Failure>> {
+            let request::Op::Commit(commit) = op else { unreachable!("only commits are sent") };
+            let inos: Vec<u64> = commit.files.iter().map(|file| file.ino).collect();
+            let attr = |ino| Some(Attr { ino, ..Default::default() });
+            let files =
+                inos.iter().map(|ino| FileResult { attr: attr(*ino), ..Default::default() }).collect();
+            self.0.lock().unwrap().push(inos);
+            Box::pin(async move { Ok(reply::Result::Committed(Committed { files })) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_lock_was_lost_is_not_committed_and_takes_no_other_along() {
+        let mounted = Mounted::new(None);
+        let (entered, _) = mounted.inodes.enter(Ino(5)).await;
+        mounted.inodes.admit(&entered, Attr { ino: 5, ..Default::default() }, None, |_, _| None);
+        mounted.inodes.lose(Ino(5));
+        let meta = Arc::new(Yes::default());
+        let observed = Observed::new(meta.clone(), mounted);
+        for (inos, sent) in [(&[4, 5, 6][..], vec![vec![4, 6]]), (&[5], vec![]), (&[5, 5, 7], vec![vec![7]])]
+        {
+            let files = inos.iter().map(|ino| FileCommit { ino: *ino, ..Default::default() }).collect();
+            let commit = Commit { files, ..Default::default() };
+            let answer = observed.change(request::Op::Commit(commit)).await.unwrap();
+            let reply::Result::Committed(committed) = answer else { panic!("not committed: {answer:?}") };
+            let results: Vec<_> = committed
+                .files
+                .iter()
+                .map(|file| (file.code(), file.attr.as_ref().map(|attr| attr.ino)))
+                .collect();
+            let expected: Vec<_> = inos
+                .iter()
+                .map(|ino| if *ino == 5 { (Code::InputOutput, None) } else { (Code::Ok, Some(*ino)) })
+                .collect();
+            assert_eq!(results, expected);
+            assert_eq!(std::mem::take(&mut *meta.0.lock().unwrap()), sent);
+        }
     }
 }
