@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{major, makedev, minor};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{getgid, getuid};
 
 use crate::options::{Flags, Mount};
@@ -30,33 +31,33 @@ const READ_AHEAD_KIB: u32 = 4096;
 pub(crate) fn prepare(target: &Path, source: &str) -> Result<PathBuf, String> {
     let shown = target.display();
     for _ in 0..MAX_LEFTOVERS {
-        match fs::metadata(target) {
-            Ok(found) if !found.is_dir() => {
-                return Err(format!("the mount point {shown} is not a directory"));
-            }
-            Ok(_) => {
-                let path = fs::canonicalize(target)
-                    .map_err(|error| format!("resolve the mount point {shown}: {error}"))?;
-                return match top_mount(&path)? {
-                    Some(top) if top.fs_type == TYPE && top.source == source => {
-                        Err(format!("{source} is already mounted on {}", path.display()))
-                    }
-                    _ => Ok(path),
-                };
-            }
+        // Attributes may still be remembered of a mount whose daemon died; this asks.
+        match statvfs(target) {
+            Ok(_) => return settle(target, source),
             // The daemon of the mount there died.
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-                umount2(target, MntFlags::MNT_DETACH).map_err(|errno| {
-                    format!("unmount what a dead daemon left at {shown}: {}", errno.desc())
-                })?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(format!("the mount point {shown} does not exist"));
-            }
-            Err(error) => return Err(format!("look at the mount point {shown}: {error}")),
+            Err(Errno::ENOTCONN | Errno::ECONNABORTED) => umount2(target, MntFlags::MNT_DETACH)
+                .map_err(|errno| format!("unmount what a dead daemon left at {shown}: {}", errno.desc()))?,
+            Err(Errno::ENOENT) => return Err(format!("the mount point {shown} does not exist")),
+            Err(errno) => return Err(format!("look at the mount point {shown}: {}", errno.desc())),
         }
     }
     Err(format!("more than {MAX_LEFTOVERS} dead mounts lie on {shown}: unmount them by hand"))
+}
+
+/// The absolute path of a mount point that answers.
+fn settle(target: &Path, source: &str) -> Result<PathBuf, String> {
+    let shown = target.display();
+    let path =
+        fs::canonicalize(target).map_err(|error| format!("resolve the mount point {shown}: {error}"))?;
+    if !path.is_dir() {
+        return Err(format!("the mount point {shown} is not a directory"));
+    }
+    match top_mount(&path)? {
+        Some(top) if top.fs_type == TYPE && top.source == source => {
+            Err(format!("{source} is already mounted on {}", path.display()))
+        }
+        _ => Ok(path),
+    }
 }
 
 /// Mounts: the filesystem is attached to `target` and waits for somebody to answer at the descriptor.
