@@ -9,8 +9,9 @@ use dfs_proto::meta::meta_server::{Meta, MetaServer};
 use dfs_proto::meta::{Event, Reply, Request, WatchRequest, reply, request};
 use dfs_proto::{Code, Epoch, Failure, SessionId};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Response, Status};
 
 use crate::machine::Handle;
@@ -45,6 +46,8 @@ impl Service {
         let service = MetaServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
+        // Answers are small: held back to be joined with later ones, each would wait for a delayed acknowledgement.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -52,7 +55,7 @@ impl Service {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+            .serve_with_incoming_shutdown(incoming, stop)
             .await
     }
 
