@@ -226,6 +226,8 @@ fn apply_value(mount: &mut Mount, name: &str, value: &str) -> Result<Known, Stri
         "rack" => mount.labels.rack = value.to_owned(),
         "zone" => mount.labels.zone = value.to_owned(),
         "comment" | "user" | "uhelper" | "helper" => {}
+        // What the kernel adds to the line in /proc/mounts, from where mount(8) takes it for a remount.
+        "user_id" | "group_id" | "rootmode" | "max_read" => {}
         _ => return Ok(Known::No),
     }
     Ok(Known::Yes)

@@ -118,7 +118,8 @@ fn options_with_values() {
 #[test]
 fn what_everybody_is_handed_is_passed_over() {
     let options = "defaults,_netdev,auto,noauto,nofail,nouser,x-systemd.automount,\
-                   x-systemd.mount-timeout=30,X-mount.mkdir,comment=anything,comment,silent,uhelper=x,helper=x";
+                   x-systemd.mount-timeout=30,X-mount.mkdir,comment=anything,comment,silent,uhelper=x,helper=x,\
+                   user_id=0,group_id=0,rootmode=40000,max_read=131072";
     assert_eq!(with(options), mount("meta:/ /mnt"));
 }
 
