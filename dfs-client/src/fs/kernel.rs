@@ -1,6 +1,6 @@
 //! What a kernel that caches needs beside the calls of POSIX.
 
-use dfs_proto::{Attr, Failure};
+use dfs_proto::{Attr, Failure, Ino};
 
 use super::FileSystem;
 use super::file_io::{checked_range, data_of};
@@ -8,9 +8,10 @@ use super::handles::HandleId;
 use crate::data::WriteAt;
 
 impl FileSystem {
-    /// The newest attributes known of an open file, with what is dirty here. Asks nobody: after an open they are fresh.
-    pub fn attributes_of(&self, handle: HandleId) -> Result<Attr, Failure> {
-        Ok(self.handles.get(handle)?.inode.shown())
+    /// The newest attributes known of an inode that is open here, with what is dirty. Asks nobody: they are as fresh as
+    /// the last answer of the server about it.
+    pub fn known(&self, ino: Ino) -> Option<Attr> {
+        self.mounted.inodes.get(ino).map(|open| open.shown())
     }
 
     /// Takes a page of a shared mapping that the kernel writes back, if there is room; `None` when the caller would have

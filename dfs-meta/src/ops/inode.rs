@@ -47,6 +47,7 @@ pub fn attr(ino: Ino, inode: &Inode) -> Attr {
         ctime: time(inode.ctime),
         version: inode.version,
         class: inode.class.clone(),
+        no_xattrs: !inode.has_xattrs,
     }
 }
 

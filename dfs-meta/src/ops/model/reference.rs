@@ -82,6 +82,7 @@ impl Reference {
             ctime: Some(node.times[CHANGED]),
             version: node.version,
             class: node.class.clone(),
+            no_xattrs: node.xattrs.is_empty(),
         }
     }
 
