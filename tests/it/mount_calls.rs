@@ -140,6 +140,61 @@ fn an_acl_from_outside_the_group_clears_set_group_id() {
     }
 }
 
+/// What was set here shows here at once, also while others ask about the file all the time; on another mount within the
+/// second for which attributes may be believed.
+#[test]
+fn extended_attributes_show_at_once_and_soon_elsewhere() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let cluster = Cluster::start();
+    let (here, there) = (cluster.mount(), cluster.mount());
+    let path = here.join("file");
+    fs::write(&path, "").unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::read_dir(here.path()).unwrap().for_each(|entry| drop(entry.unwrap().metadata()));
+            }
+        });
+        for round in 0..150 {
+            assert_eq!(xattr::get(&path, "user.round").unwrap(), None, "round {round}");
+            let value = round.to_string().into_bytes();
+            xattr::set(&path, "user.round", &value).unwrap();
+            assert_eq!(xattr::get(&path, "user.round").unwrap(), Some(value), "round {round}");
+            xattr::remove(&path, "user.round").unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let elsewhere = there.join("file");
+    assert_eq!(xattr::get(&elsewhere, "user.late").unwrap(), None);
+    xattr::set(&path, "user.late", b"seen").unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(xattr::get(&elsewhere, "user.late").unwrap(), Some(b"seen".to_vec()));
+}
+
+/// fstat(2) of an open file: our own writes at once, those of another mount within a second.
+#[test]
+fn an_open_files_attributes_are_never_older_than_a_second() {
+    let cluster = Cluster::start();
+    let (here, there) = (cluster.mount(), cluster.mount());
+    let mut ours = File::create(here.join("file")).unwrap();
+    let theirs = File::open(there.join("file")).unwrap();
+    for round in 1..=20_u64 {
+        ours.write_all(b"1234567").unwrap();
+        assert_eq!(ours.metadata().unwrap().len(), round * 7);
+        let mode = 0o600 + (round % 8) as u32;
+        ours.set_permissions(fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(ours.metadata().unwrap().mode() & 0o777, mode);
+        if round % 5 == 0 {
+            ours.sync_all().unwrap();
+            std::thread::sleep(Duration::from_millis(1100));
+            let seen = theirs.metadata().unwrap();
+            assert_eq!((seen.len(), seen.mode() & 0o777), (round * 7, mode));
+        }
+    }
+}
+
 /// Close-to-open: who opens a file sees what was written before on another mount, though the kernel was told of the old
 /// size a moment ago.
 #[test]

@@ -11,12 +11,11 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
 
 use dfs_proto::meta::{DirectoryEntry, DirectoryPage};
 use dfs_proto::{Code, Failure, Ino};
 
-use super::convert::TRUST;
+use super::told::{Asked, Told};
 
 /// Entries asked for at once, and kept by an open directory at most.
 pub(super) const PAGE_ENTRIES: u32 = 512;
@@ -68,7 +67,7 @@ struct Listing {
 /// When and how a page with attributes came.
 #[derive(Clone, Copy, Debug)]
 struct Fetched {
-    at: Instant,
+    asked: Asked,
     changes: u64,
     with_attrs: bool,
 }
@@ -78,8 +77,8 @@ struct Fetched {
 pub(super) enum Item<'a> {
     /// "." or "..": the kernel takes no attributes of them.
     Special { name: &'static str, ino: Ino, cookie: u64 },
-    /// A name. `trust` is how long its attributes may be believed.
-    Entry { entry: &'a DirectoryEntry, trust: Duration },
+    /// A name, with attributes as they were when the page was asked for.
+    Entry { entry: &'a DirectoryEntry, asked: Asked },
 }
 
 impl Directories {
@@ -115,6 +114,7 @@ impl Directory {
         offset: u64,
         with_attrs: bool,
         changes: &Changes,
+        told: &Told,
         fetch: impl Fn(u64) -> F,
         mut add: impl FnMut(Item<'_>) -> Result<bool, Failure>,
     ) -> Result<(), Failure>
@@ -123,7 +123,7 @@ impl Directory {
     {
         let mut listing = self.listing.lock().await;
         if offset == 0 || !listing.goes_on_at(offset, with_attrs, changes) {
-            listing.load(offset, with_attrs, changes, &fetch).await?;
+            listing.load(offset, with_attrs, changes, told, &fetch).await?;
         }
         if offset < AFTER_DOT && add(Item::Special { name: ".", ino: self.ino, cookie: AFTER_DOT })? {
             return Ok(());
@@ -134,12 +134,11 @@ impl Directory {
         }
         while listing.entries.is_empty() && !listing.end && offset >= AFTER_DOT_DOT {
             let position = listing.position.unwrap_or(offset);
-            listing.load(position, with_attrs, changes, &fetch).await?;
+            listing.load(position, with_attrs, changes, told, &fetch).await?;
         }
-        let trust =
-            listing.fetched.map_or(Duration::ZERO, |fetched| TRUST.saturating_sub(fetched.at.elapsed()));
+        let Some(Fetched { asked, .. }) = listing.fetched else { return Ok(()) };
         while let Some(entry) = listing.entries.front() {
-            if add(Item::Entry { entry, trust })? {
+            if add(Item::Entry { entry, asked })? {
                 return Ok(());
             }
             listing.position = Some(entry.cookie);
@@ -154,7 +153,8 @@ impl Listing {
     fn goes_on_at(&self, offset: u64, with_attrs: bool, changes: &Changes) -> bool {
         let Some(fetched) = self.fetched else { return false };
         let here = self.position == Some(offset.max(AFTER_DOT_DOT));
-        let fresh = fetched.with_attrs && fetched.changes == changes.count() && fetched.at.elapsed() < TRUST;
+        let fresh =
+            fetched.with_attrs && fetched.changes == changes.count() && !fetched.asked.trust().is_zero();
         here && (!with_attrs || fresh || self.entries.is_empty())
     }
 
@@ -163,13 +163,14 @@ impl Listing {
         offset: u64,
         with_attrs: bool,
         changes: &Changes,
+        told: &Told,
         fetch: &impl Fn(u64) -> F,
     ) -> Result<(), Failure>
     where
         F: Future<Output = Result<DirectoryPage, Failure>>,
     {
         *self = Self::default();
-        let fetched = Fetched { at: Instant::now(), changes: changes.count(), with_attrs };
+        let fetched = Fetched { asked: told.ask(), changes: changes.count(), with_attrs };
         let cookie = if offset <= AFTER_DOT_DOT { 0 } else { offset };
         let page = fetch(cookie).await?;
         // A page that neither ends nor goes on would be asked for again and again.
@@ -195,6 +196,7 @@ impl Listing {
 mod tests {
     use dfs_proto::Attr;
 
+    use super::super::convert::NodeIds;
     use super::*;
 
     /// A directory of the names 10, 20, … as cookies, in pages of three.
@@ -218,6 +220,7 @@ mod tests {
     struct Fixture {
         directory: Directory,
         changes: Changes,
+        told: Told,
         fetches: AtomicU64,
         count: u64,
     }
@@ -225,7 +228,8 @@ mod tests {
     impl Fixture {
         fn new(count: u64) -> Self {
             let directory = Directory { ino: Ino(7), listing: tokio::sync::Mutex::default() };
-            Self { directory, changes: Changes::default(), fetches: AtomicU64::new(0), count }
+            let told = Told::new(NodeIds::new(Ino(1)));
+            Self { directory, changes: Changes::default(), told, fetches: AtomicU64::new(0), count }
         }
 
         /// One request with room for so many items: names and cookies.
@@ -248,7 +252,7 @@ mod tests {
                 });
                 Ok(false)
             };
-            self.directory.list(offset, with_attrs, &self.changes, fetch, add).await.unwrap();
+            self.directory.list(offset, with_attrs, &self.changes, &self.told, fetch, add).await.unwrap();
             items
         }
 
@@ -321,10 +325,14 @@ mod tests {
     async fn pages_that_lead_nowhere_are_refused() {
         let fixture = Fixture::new(1);
         let empty = |_| async { Ok(DirectoryPage::default()) };
-        let failure = fixture.directory.list(0, false, &fixture.changes, empty, |_| Ok(false)).await;
+        let failure =
+            fixture.directory.list(0, false, &fixture.changes, &fixture.told, empty, |_| Ok(false)).await;
         assert_eq!(failure.unwrap_err().code, Code::InputOutput);
         let backwards = |_| async { Ok(page(0, 3)) };
-        let failure = fixture.directory.list(20, false, &fixture.changes, backwards, |_| Ok(false)).await;
+        let failure = fixture
+            .directory
+            .list(20, false, &fixture.changes, &fixture.told, backwards, |_| Ok(false))
+            .await;
         assert_eq!(failure.unwrap_err().code, Code::InputOutput);
     }
 

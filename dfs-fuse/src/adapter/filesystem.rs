@@ -19,7 +19,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{self, NodeIds, TRUST};
+use super::convert::{self, NodeIds};
 use super::directory::Directories;
 use super::file_io::ClosedOnce;
 use super::hand::{Hand, Kind, refuse};
@@ -71,9 +71,11 @@ impl Adapter {
         reply: ReplyEntry,
         operation: impl Future<Output = Result<Attr, Failure>> + Send + 'static,
     ) {
-        let told = self.told.clone();
-        let operation = async move { told.tell(&operation.await?) };
-        self.hand.on(kind, request, reply, operation, |reply, attr| reply.entry(&TRUST, &attr, GENERATION));
+        let (told, asked) = (self.told.clone(), self.told.ask());
+        let operation = async move { told.tell(asked, &operation.await?) };
+        self.hand.on(kind, request, reply, operation, move |reply, attr| {
+            reply.entry(&asked.trust(), &attr, GENERATION);
+        });
     }
 
     /// Answers with attributes.
@@ -84,9 +86,9 @@ impl Adapter {
         reply: ReplyAttr,
         operation: impl Future<Output = Result<Attr, Failure>> + Send + 'static,
     ) {
-        let told = self.told.clone();
-        let operation = async move { told.tell(&operation.await?) };
-        self.hand.on(kind, request, reply, operation, |reply, attr| reply.attr(&TRUST, &attr));
+        let (told, asked) = (self.told.clone(), self.told.ask());
+        let operation = async move { told.tell(asked, &operation.await?) };
+        self.hand.on(kind, request, reply, operation, move |reply, attr| reply.attr(&asked.trust(), &attr));
     }
 
     /// Answers that it is done.
@@ -248,6 +250,14 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, request: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (fs, ino) = (self.fs.clone(), self.ino(node));
+        if let Some(trust) = self.told.trust(ino)
+            && let Some(known) = fs.known(ino)
+        {
+            return match self.told.nodes.attr(&known) {
+                Ok(attr) => reply.attr(&trust, &attr),
+                Err(failure) => refuse(reply, "getattr", &failure),
+            };
+        }
         self.attributes(Kind::read("getattr"), request, reply, async move { fs.getattr(ino).await });
     }
 
@@ -312,19 +322,26 @@ impl Filesystem for Adapter {
         let (fs, ino) = (self.fs.clone(), self.ino(node));
         let (name, value) = (name.to_owned(), value.to_vec());
         let (uid, gid, caller) = (request.uid(), request.gid(), Caller { thread: request.pid() });
+        let told = self.told.clone();
         let operation = async move {
             let access_acl = name.as_bytes() == b"system.posix_acl_access";
             let kill_set_gid = access_acl && uid != 0 && {
                 let group = fs.getattr(ino).await?.gid;
                 group != gid && !caller.is_in_group(group)
             };
-            fs.setxattr(ino, name.as_bytes(), &value, mode, kill_set_gid).await
+            told.xattrs_change(ino);
+            let set = fs.setxattr(ino, name.as_bytes(), &value, mode, kill_set_gid).await;
+            told.xattrs_change(ino);
+            set
         };
         self.done(Kind::change("setxattr"), request, reply, operation);
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (fs, ino, name) = (self.fs.clone(), self.ino(node), name.to_owned());
+        if self.told.has_no_xattr(ino, name.as_bytes()) {
+            return reply.error(Errno::ENODATA);
+        }
         let operation = async move { fs.getxattr(ino, name.as_bytes()).await };
         self.hand.on(Kind::read("getxattr"), request, reply, operation, move |reply, value| {
             convert::xattr(reply, size, &value);
@@ -346,7 +363,13 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, ino, name) = (self.fs.clone(), self.ino(node), name.to_owned());
-        let operation = async move { fs.removexattr(ino, name.as_bytes()).await };
+        let told = self.told.clone();
+        let operation = async move {
+            told.xattrs_change(ino);
+            let removed = fs.removexattr(ino, name.as_bytes()).await;
+            told.xattrs_change(ino);
+            removed
+        };
         self.done(Kind::change("removexattr"), request, reply, operation);
     }
 
@@ -358,7 +381,7 @@ impl Filesystem for Adapter {
         let operation = async move {
             let (handle, keep_cache) = fs.open(ino, options).await?;
             // A reader must not go by a size that it was told before somebody else wrote.
-            if told.differs(&fs.attributes_of(handle)?) {
+            if fs.known(ino).is_some_and(|attr| told.differs(&attr)) {
                 cache.forget_attributes(ino);
             }
             Ok((handle, keep_cache))
@@ -381,21 +404,22 @@ impl Filesystem for Adapter {
     ) {
         let options = convert::open_options(flags, raw_request::create_kills_set_id(request));
         let file = new_file(request, FileKind::Regular, mode, umask);
-        let (fs, parent, name, told) =
-            (self.fs.clone(), self.ino(parent), name.to_owned(), self.told.clone());
+        let (fs, parent, name) = (self.fs.clone(), self.ino(parent), name.to_owned());
+        let (told, asked) = (self.told.clone(), self.told.ask());
         let operation = async move {
             let exclusive = flags & libc::O_EXCL != 0;
             let (attr, handle, keep_cache) =
                 fs.create_open(parent, name.as_bytes(), file, options, exclusive).await?;
-            Ok((told.tell(&attr)?, handle, keep_cache))
+            Ok((told.tell(asked, &attr)?, handle, keep_cache))
         };
         self.hand.on(
             Kind::change("create"),
             request,
             reply,
             operation,
-            |reply, (attr, handle, keep_cache)| {
-                reply.created(&TRUST, &attr, GENERATION, FileHandle(handle.0), keep(keep_cache));
+            move |reply, (attr, handle, keep_cache)| {
+                let trust = asked.trust();
+                reply.created(&trust, &attr, GENERATION, FileHandle(handle.0), keep(keep_cache));
             },
         );
     }

@@ -50,7 +50,7 @@ impl Adapter {
         };
         let reply = Filling::new(reply);
         let filled = reply.share();
-        let (fs, nodes, changes) = (self.fs.clone(), self.told.nodes, self.hand.changes.clone());
+        let (fs, told, changes) = (self.fs.clone(), self.told.clone(), self.hand.changes.clone());
         let operation = async move {
             let ino = directory.ino;
             let fetch = |cookie| fs.readdir(ino, cookie, PAGE_ENTRIES, false);
@@ -63,10 +63,10 @@ impl Adapter {
                         (&entry.name[..], Ino(entry.ino), entry.kind(), entry.cookie)
                     }
                 };
-                let (node, kind) = (nodes.node_of(ino), convert::known_file_type(ino, kind)?);
+                let (node, kind) = (told.nodes.node_of(ino), convert::known_file_type(ino, kind)?);
                 Ok(filled.add(|reply| reply.add(node, cookie, kind, OsStr::from_bytes(name))))
             };
-            directory.list(offset, false, &changes, fetch, add).await
+            directory.list(offset, false, &changes, &told, fetch, add).await
         };
         self.hand.on(Kind::read("readdir"), request, reply, operation, |reply, ()| {
             if let Some(reply) = reply.take() {
@@ -97,17 +97,17 @@ impl Adapter {
                     Item::Special { name, ino, cookie } => {
                         (name.as_bytes(), told.nodes.bare_directory(ino), cookie, TRUST)
                     }
-                    Item::Entry { entry, trust } => {
+                    Item::Entry { entry, asked } => {
                         let attr = entry.attr.as_ref().ok_or_else(|| {
                             Failure::new(Code::InputOutput, "a directory page came without attributes")
                         })?;
-                        (&entry.name[..], told.tell(attr)?, entry.cookie, trust)
+                        (&entry.name[..], told.tell(asked, attr)?, entry.cookie, asked.trust())
                     }
                 };
                 let name = OsStr::from_bytes(name);
                 Ok(filled.add(|reply| reply.add(attr.ino, cookie, name, &trust, &attr, GENERATION)))
             };
-            directory.list(offset, true, &changes, fetch, add).await
+            directory.list(offset, true, &changes, &told, fetch, add).await
         };
         self.hand.on(Kind::read("readdirplus"), request, reply, operation, |reply, ()| {
             if let Some(reply) = reply.take() {
