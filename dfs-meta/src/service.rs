@@ -22,6 +22,8 @@ const STREAMS: u32 = 256;
 /// What one stream and one connection may send ahead.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// How long requests at work may take to finish when the server stops.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(3);
 /// A connection whose peer does not answer is closed after so long twice.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -37,26 +39,45 @@ impl Service {
         Self { handle, status }
     }
 
-    /// Serves `listener` until `stop` resolves; then refuses new requests and finishes those at work.
+    /// Serves `listener` until `stop` resolves; then refuses new requests, ends what sessions watch, and finishes the
+    /// requests at work, for as long as [`LINGER`].
     pub async fn serve(
         self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
+        let handle = self.handle.clone();
+        let (stopping, stopped) = tokio::sync::oneshot::channel();
+        let stop = async move {
+            stop.await;
+            // A machine that has ended by itself has nobody to tell.
+            let _ = handle.inspect(|live, _| live.sessions.end_watches()).await;
+            // Nobody waits any more only when serving has failed.
+            let _ = stopping.send(());
+        };
         let service = MetaServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         // Answers are small: held back to be joined with later ones, each would wait for a delayed acknowledgement.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        Server::builder()
+        let served = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(service)
-            .serve_with_incoming_shutdown(incoming, stop)
-            .await
+            .serve_with_incoming_shutdown(incoming, stop);
+        let overdue = async {
+            match stopped.await {
+                Ok(()) => tokio::time::sleep(LINGER).await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            served = served => served,
+            () = overdue => Ok(()),
+        }
     }
 
     async fn answer(&self, request: Request) -> Result<Reply, Failure> {

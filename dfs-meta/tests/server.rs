@@ -143,6 +143,22 @@ async fn it_starts_again_as_the_same_cluster_and_stops_cleanly() {
     assert_eq!(server.client().await.call(root()).await.unwrap().into_inner().boot, 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stops_while_a_session_watches() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let client = server.client().await;
+    let session = open_session(&client).await;
+    let watch = WatchRequest { session: session.session, epoch: session.epoch };
+    let mut events = client.clone().watch(watch).await.unwrap().into_inner();
+    assert!(events.message().await.unwrap().is_some(), "the stream stands");
+    let started = Instant::now();
+    assert_eq!(tokio::task::spawn_blocking(move || server.terminate()).await.unwrap(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(10), "it took {:?}", started.elapsed());
+    // The stream ends; it does not hang.
+    while let Ok(Some(_)) = events.message().await {}
+}
+
 #[tokio::test]
 async fn a_second_server_on_the_same_store_is_refused() {
     let directory = tempfile::tempdir().unwrap();

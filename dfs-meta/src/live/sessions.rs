@@ -130,6 +130,13 @@ impl SessionTable {
         Ok(receiver)
     }
 
+    /// Ends every stream of events: the server stops.
+    pub fn end_watches(&mut self) {
+        for entry in self.sessions.values_mut() {
+            entry.events = None;
+        }
+    }
+
     /// Whether sessions of the last run may still bring back what they had: until then nothing is granted that could
     /// conflict with it (`Code::Grace`), and an inode's last name never takes the inode along.
     pub fn in_grace(&self, uptime: Duration) -> bool {
