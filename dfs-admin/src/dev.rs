@@ -223,13 +223,19 @@ impl Cluster {
             let pid = child.daemon.pid();
             let name = &child.daemon.program().name;
             let data = child.data.as_ref().map_or(String::new(), |data| format!("  {}", data.display()));
-            say!("  {name:<12} pid {pid:<8} {:<22}{data}", child.place);
+            say!("  {name:<12} pid {pid:<8} {:<21}{data}", child.place);
         }
         say!("logs are in {}", logs.display());
         let mountpoint = self.mountpoint.display();
         let admin = self.binaries.join("dfs-admin");
         let admin = admin.display();
-        say!("try:  echo hello > {mountpoint}/hello && cat {mountpoint}/hello && {admin} status");
+        let address = self.meta.as_ref().map_or("", |meta| meta.place.as_str());
+        // Another cluster has the default port, and would be found first.
+        let meta = match address == format!("127.0.0.1:{DEFAULT_META_PORT}") {
+            true => String::new(),
+            false => format!(" --meta {address}"),
+        };
+        say!("try:  echo hello > {mountpoint}/hello && cat {mountpoint}/hello && {admin} status{meta}");
         say!("Ctrl-C takes it all down");
     }
 

@@ -47,8 +47,8 @@ impl Server {
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let server = Self { client, address: address.to_owned() };
-        // Something else may listen on that port.
-        server.call(request::Op::StatFs(StatFs {})).await?;
+        // Something else may listen on that port; a metadata server answers, whatever it says.
+        server.exchange(request::Op::StatFs(StatFs {})).await?;
         Ok(server)
     }
 
@@ -59,13 +59,16 @@ impl Server {
 
     /// One operation that changes nothing. An error in the reply is the failure returned.
     pub async fn call(&self, op: request::Op) -> Result<reply::Result, Failure> {
+        match self.exchange(op).await? {
+            reply::Result::Error(error) => Err(error.into()),
+            result => Ok(result),
+        }
+    }
+
+    async fn exchange(&self, op: request::Op) -> Result<reply::Result, Failure> {
         let request = Request { op: Some(op), ..Request::default() };
         let Reply { result, .. } = self.client.clone().call(request).await?.into_inner();
-        match result {
-            Some(reply::Result::Error(error)) => Err(error.into()),
-            Some(result) => Ok(result),
-            None => Err(Failure::new(Code::VersionUnknown, "the metadata server's reply is empty")),
-        }
+        result.ok_or_else(|| Failure::new(Code::VersionUnknown, "the metadata server's reply is empty"))
     }
 
     /// The state of the whole cluster.

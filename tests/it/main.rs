@@ -1,6 +1,14 @@
-//! Every test that crosses crates, as one binary.
+//! Every test that crosses crates, as one binary: each starts a cluster of real daemons of its own.
 
+mod crash;
+mod failure;
 mod library;
+mod locks;
+mod model;
+mod mount;
 mod mount_calls;
 mod mount_life;
 mod mount_waits;
+mod operating;
+mod posix;
+mod real_work;

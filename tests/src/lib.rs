@@ -15,6 +15,7 @@
 //! | [`journal`] | a writer that remembers what was acknowledged |
 //! | [`disks`] | small disks, and damage to what lies on them |
 //! | [`invariants`] | what must hold of a cluster at any quiet moment |
+//! | [`sources`] | a source tree to do real work on |
 //! | [`watchdog`] | the bound on a whole test |
 //! | [`keeper`] | the thread that all child processes belong to |
 
@@ -31,5 +32,12 @@ pub mod operation;
 pub mod posix_target;
 pub mod programs;
 pub mod random;
+pub mod sources;
 pub mod tree;
 pub mod watchdog;
+
+/// How much of something a test does: `quick`, or `full` where `DFS_TESTS_FULL` is set, for those that would take most
+/// of an hour together.
+pub fn amount(quick: u32, full: u32) -> u32 {
+    if std::env::var_os("DFS_TESTS_FULL").is_some() { full } else { quick }
+}

@@ -16,7 +16,7 @@ use dfs_proto::{Attr, Failure, FileKind, Ino, Time};
 use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
-use crate::operation::{Answer, Operation, Outcome, RenameHow, Slot, Space, Target, UMASK};
+use crate::operation::{Answer, Operation, Outcome, RenameHow, Slot, Space, Target, UMASK, symlink_target};
 use crate::tree::{Content, Entry, Tree};
 
 /// Entries asked for at once: few, so that listings go over several pages.
@@ -303,7 +303,9 @@ impl LibraryTarget {
         match operation {
             Operation::Create { path, mode } => self.create(path, *mode),
             Operation::Mkdir { path, mode } => self.make(path, FileKind::Directory, *mode, OsStr::new("")),
-            Operation::Symlink { path, target } => self.make(path, FileKind::Symlink, 0o777, target),
+            Operation::Symlink { path, length } => {
+                self.make(path, FileKind::Symlink, 0o777, &symlink_target(*length))
+            }
             Operation::Fifo { path, mode } => self.make(path, FileKind::Fifo, *mode, OsStr::new("")),
             Operation::Link { from, to } => {
                 let ino = Ino(self.lookup(from)?.ino);
@@ -359,7 +361,8 @@ impl LibraryTarget {
             Operation::SetXattr { path, name, value } => {
                 let ino = self.xattr_owner(path, name)?;
                 let fs = self.fs();
-                self.run(fs.setxattr(ino, name.as_bytes(), value, XattrMode::Set, false)).map_err(errno)
+                self.run(fs.setxattr(ino, name.as_bytes(), &value.bytes(), XattrMode::Set, false))
+                    .map_err(errno)
             }
             Operation::RemoveXattr { path, name } => {
                 let ino = self.xattr_owner(path, name)?;

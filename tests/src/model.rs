@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::operation::{Answer, Operation, Outcome, RenameHow, Slot, Space, UMASK};
+use crate::operation::{Answer, Operation, Outcome, RenameHow, Slot, Space, UMASK, symlink_target};
 use crate::tree::{Content, Entry, Tree};
 
 /// The root's inode.
@@ -73,8 +73,8 @@ impl Model {
             Operation::Mkdir { path, mode } => {
                 done(self.make(path, Body::Directory(BTreeMap::new()), mode & !UMASK))
             }
-            Operation::Symlink { path, target } => {
-                done(self.make(path, Body::Symlink(target.clone()), 0o777))
+            Operation::Symlink { path, length } => {
+                done(self.make(path, Body::Symlink(symlink_target(*length)), 0o777))
             }
             Operation::Fifo { path, mode } => done(self.make(path, Body::Fifo, mode & !UMASK)),
             Operation::Link { from, to } => done(self.link(from, to)),
@@ -130,7 +130,7 @@ impl Model {
                 done(Ok(()))
             }
             Operation::SetXattr { path, name, value } => {
-                self.xattrs(path, name)?.insert(name.clone(), value.clone());
+                self.xattrs(path, name)?.insert(name.clone(), value.bytes());
                 done(Ok(()))
             }
             Operation::RemoveXattr { path, name } => {

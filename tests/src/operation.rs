@@ -4,6 +4,7 @@
 //! that a list of operations can be printed and read.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -72,9 +73,10 @@ pub enum Operation {
         path: PathBuf,
         mode: u32,
     },
+    /// Its target is [`symlink_target`] of the length.
     Symlink {
         path: PathBuf,
-        target: OsString,
+        length: usize,
     },
     Fifo {
         path: PathBuf,
@@ -148,7 +150,7 @@ pub enum Operation {
     SetXattr {
         path: PathBuf,
         name: String,
-        value: Vec<u8>,
+        value: Data,
     },
     RemoveXattr {
         path: PathBuf,
@@ -178,8 +180,13 @@ pub enum Operation {
     },
 }
 
+/// A target that leads nowhere: following links is the kernel's work, not a filesystem's.
+pub fn symlink_target(length: usize) -> OsString {
+    format!("nowhere/{}", "t".repeat(length)).into()
+}
+
 /// What an operation answers where it succeeds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Nothing but that it is done.
     Done,
@@ -187,6 +194,16 @@ pub enum Answer {
     Bytes(Vec<u8>),
     /// How many bytes were copied.
     Copied(u64),
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("Done"),
+            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Copied(count) => write!(f, "{count} copied"),
+        }
+    }
 }
 
 /// An operation's answer or its errno.

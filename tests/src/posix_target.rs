@@ -14,7 +14,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
 
-use crate::operation::{Answer, Operation, Outcome, RenameHow, Slot, Space, Target, UMASK};
+use crate::operation::{Answer, Operation, Outcome, RenameHow, Slot, Space, Target, UMASK, symlink_target};
 use crate::tree::Tree;
 
 /// A directory to work in.
@@ -56,8 +56,8 @@ impl PosixTarget {
             Operation::Mkdir { path, mode } => {
                 nix::unistd::mkdir(&self.at(path), Mode::from_bits_truncate(*mode))
             }
-            Operation::Symlink { path, target } => {
-                nix::unistd::symlinkat(target.as_os_str(), AT_FDCWD, &self.at(path))
+            Operation::Symlink { path, length } => {
+                nix::unistd::symlinkat(symlink_target(*length).as_os_str(), AT_FDCWD, &self.at(path))
             }
             Operation::Fifo { path, mode } => {
                 nix::unistd::mkfifo(&self.at(path), Mode::from_bits_truncate(*mode))
@@ -123,7 +123,7 @@ impl PosixTarget {
                 nix::sys::stat::utimensat(AT_FDCWD, &self.at(path), &TimeSpec::UTIME_OMIT, &modified, flags)
             }
             Operation::SetXattr { path, name, value } => {
-                xattr::set(self.at(path), name, value).map_err(errno)
+                xattr::set(self.at(path), name, &value.bytes()).map_err(errno)
             }
             Operation::RemoveXattr { path, name } => xattr::remove(self.at(path), name).map_err(errno),
             Operation::Open { slot, path } => {

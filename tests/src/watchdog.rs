@@ -17,8 +17,11 @@ impl Watchdog {
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
         std::thread::spawn(move || {
             if watch.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                // A thread of its own: what it prints is not captured with the test's output.
-                eprintln!("{test} hangs: it has been running for {patience:?}; everything is given up");
+                // Not by eprintln!, which is captured with the test's output, and that is lost.
+                use std::io::Write;
+                let sentence =
+                    format!("{test} hangs: it has been running for {patience:?}; everything is given up");
+                let _ = writeln!(std::io::stderr(), "{sentence}");
                 std::process::abort();
             }
         });
