@@ -210,12 +210,12 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, parent, name) = (self.fs.clone(), self.ino(parent), name.to_owned());
-        self.done(
-            Kind::change("unlink"),
-            request,
-            reply,
-            async move { fs.unlink(parent, name.as_bytes()).await },
-        );
+        let told = self.told.clone();
+        self.done(Kind::change("unlink"), request, reply, async move {
+            let done = fs.unlink(parent, name.as_bytes()).await;
+            told.name_taken();
+            done
+        });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -241,8 +241,12 @@ impl Filesystem for Adapter {
         let Some(mode) = convert::rename_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (fs, parent, new_parent) = (self.fs.clone(), self.ino(parent), self.ino(new_parent));
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        let operation =
-            async move { fs.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), mode).await };
+        let told = self.told.clone();
+        let operation = async move {
+            let done = fs.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), mode).await;
+            told.name_taken();
+            done
+        };
         self.done(Kind::change("rename"), request, reply, operation);
     }
 

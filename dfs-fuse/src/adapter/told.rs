@@ -45,6 +45,9 @@ pub(super) struct Told {
     periods: Mutex<Periods>,
     /// Changes of extended attributes by this mount, begun and ended.
     xattr_changes: AtomicU64,
+    /// When this mount last took a name from some inode: its links and change time are others since, and the answer did
+    /// not say whose.
+    names_taken: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +80,12 @@ impl Default for Periods {
 
 impl Told {
     pub(super) fn new(nodes: NodeIds) -> Self {
-        Self { nodes, periods: Mutex::default(), xattr_changes: AtomicU64::new(0) }
+        Self {
+            nodes,
+            periods: Mutex::default(),
+            xattr_changes: AtomicU64::new(0),
+            names_taken: Mutex::default(),
+        }
     }
 
     /// Before the server is asked for attributes.
@@ -117,7 +125,19 @@ impl Told {
     pub(super) fn trust(&self, ino: Ino) -> Option<Duration> {
         let now = Instant::now();
         let known = self.periods(now).get(ino)?;
+        if self.names_taken().is_some_and(|taken| known.asked <= taken) {
+            return None;
+        }
         TRUST.checked_sub(now.saturating_duration_since(known.asked)).filter(|trust| !trust.is_zero())
+    }
+
+    /// A name was taken away or moved by this mount.
+    pub(super) fn name_taken(&self) {
+        *self.names_taken() = Some(Instant::now());
+    }
+
+    fn names_taken(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.names_taken.lock().expect("nobody panics with it")
     }
 
     /// Whether an inode was told to have no extended attribute of this name, or of any in the namespaces.
