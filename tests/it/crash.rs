@@ -67,6 +67,12 @@ fn the_metadata_server_killed_in_the_middle_of_writing_loses_nothing() {
 }
 
 #[test]
+fn chunk_daemons_killed_in_the_middle_of_writing_lose_nothing() {
+    let cluster = cluster();
+    write_through(&cluster, |round| cluster.chunk(round as usize % 3).crash());
+}
+
+#[test]
 fn a_mount_killed_in_the_middle_of_writing_keeps_what_was_acknowledged() {
     let cluster = cluster();
     let seed = seed();

@@ -4,13 +4,103 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use dfs_tests::cluster::Cluster;
-use dfs_tests::commands::{self, shell};
+use dfs_tests::commands::{self, run, shell};
 use dfs_tests::operation::Data;
+use dfs_tests::programs;
 use nix::errno::Errno;
 use nix::unistd::Whence;
+
+/// The suite of POSIX file systems, with two ordinary users.
+#[test]
+fn pjdfstest_has_no_failures() {
+    const CONFIGURATION: &str = r#"
+        [features]
+        posix_fallocate = {}
+        rename_ctime = {}
+        utime_now = {}
+        utimensat = {}
+        [settings]
+        naptime = 0.01
+        [dummy_auth]
+        entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+    "#;
+    let tool = programs::tool("pjdfstest", "0.2.2");
+    let cluster = Cluster::start();
+    // Its devices and set-id programs are part of the suite.
+    let mount = cluster.mount_with("/", "dev,suid");
+    let configuration = cluster.directory().join("pjdfstest.toml");
+    fs::write(&configuration, CONFIGURATION).unwrap();
+    // Ordinary users must reach the mount through the directories above it.
+    fs::set_permissions(cluster.directory(), fs::Permissions::from_mode(0o755)).unwrap();
+    // At the root: the address of a socket is at most 107 bytes long.
+    let mut command = Command::new(tool);
+    command.current_dir(mount.path()).arg("-c").arg(&configuration).arg("-p").arg(mount.path());
+    let output = run(command.arg("-s").arg(cluster.directory()), commands::PATIENCE);
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let summary = said.lines().find(|line| line.starts_with("Summary: ")).unwrap_or_else(|| panic!("{said}"));
+    let failed: Vec<&str> = said.lines().filter(|line| line.contains("FAILED")).collect();
+    assert!(
+        output.status.success() && summary.starts_with("Summary: 0 failed"),
+        "{summary}\n{}",
+        failed.join("\n")
+    );
+    let count = |what: &str| -> u32 {
+        let part =
+            summary.split(&[',', ':']).find(|part| part.ends_with(what)).expect("the summary tells it");
+        part.split_whitespace().next().and_then(|count| count.parse().ok()).expect("a number")
+    };
+    // What is left out needs a remount of the file system.
+    assert!(count("passed") >= 383, "{summary}");
+}
+
+/// Random reads, writes, mappings and holes in one file, against what it must hold.
+#[test]
+fn fsx_finds_nothing_with_four_seeds() {
+    const OPERATIONS: &str = "20000";
+    const CONFIGURATION: &str = "
+        flen = 1048576
+        [weights]
+        close_open = 0.5
+        invalidate = 0.5
+        mapread = 1
+        mapwrite = 1
+        read = 1
+        write = 1
+        truncate = 1
+        fsync = 0.5
+        fdatasync = 0.5
+        posix_fallocate = 1
+        punch_hole = 1
+        sendfile = 0.5
+        posix_fadvise = 0.5
+        copy_file_range = 1
+    ";
+    let tool = programs::tool("fsx", "0.3.2");
+    let cluster = Cluster::start();
+    let mount = cluster.mount();
+    let configuration = cluster.directory().join("fsx.toml");
+    fs::write(&configuration, CONFIGURATION).unwrap();
+    std::thread::scope(|scope| {
+        for seed in ["1", "2", "3", "4"] {
+            let (tool, configuration, cluster, mount) = (&tool, &configuration, &cluster, &mount);
+            scope.spawn(move || {
+                let mut command = Command::new(tool);
+                command.arg("-f").arg(configuration).args(["-N", OPERATIONS, "-S", seed, "-P"]);
+                let output = run(
+                    command.arg(cluster.directory()).arg(mount.join(format!("fsx-{seed}"))),
+                    commands::PATIENCE,
+                );
+                let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+                let tail = &said[said.floor_char_boundary(said.len().saturating_sub(6000))..];
+                assert!(output.status.success() && said.contains("A-OK"), "seed {seed}: {tail}");
+            });
+        }
+    });
+}
 
 #[test]
 fn a_sparse_file_beyond_a_terabyte() {
