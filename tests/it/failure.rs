@@ -7,9 +7,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dfs_tests::cluster::Cluster;
-use dfs_tests::commands;
+use dfs_tests::commands::{self, Running};
 use dfs_tests::disks::{SmallDisk, files_below, flip_bit};
 use dfs_tests::operation::Data;
+use nix::sys::signal::Signal;
 
 /// A dead chunk daemon stops nobody for longer.
 const FAILOVER: Duration = Duration::from_secs(5);
@@ -246,15 +247,10 @@ fn a_process_that_waits_for_a_dead_server_can_be_killed() {
     let cluster = Cluster::start();
     let mount = cluster.mount_with("/", "timeout=0");
     cluster.meta().kill();
-    let mut child = Command::new("touch").arg(mount.join("file")).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(child.try_wait().unwrap().is_none(), "timeout=0 waits for ever");
-    child.kill().unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(5), "a killed process goes away at once");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut child = Running::start(Command::new("touch").arg(mount.join("file")));
+    assert_eq!(child.wait(Duration::from_secs(1)), None, "timeout=0 waits for ever");
+    child.signal(Signal::SIGKILL);
+    assert!(child.wait(Duration::from_secs(5)).is_some(), "a killed process goes away at once");
     cluster.meta().start_again();
     within(Duration::from_secs(30), "go on", || fs::write(mount.join("file"), "bytes").unwrap());
 }

@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use dfs_tests::cluster::Cluster;
+use dfs_tests::keeper;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -76,23 +77,24 @@ fn lock(way: Way, file: &File, want: Want, wait: bool) -> Result<(), Errno> {
 
 /// Runs `hold` in a child process that then sleeps until it is killed. Only system calls are made there: a child of a
 /// process with threads may do no more.
-fn child(hold: impl FnOnce() -> Result<(), Errno>) -> Pid {
-    // SAFETY: the child makes system calls only, and never returns from here.
-    match unsafe { fork() }.expect("fork") {
-        ForkResult::Parent { child } => child,
-        ForkResult::Child => {
-            // Files of other tests must not stay open here, on mounts that are to be unmounted.
-            // SAFETY: nothing in the child uses a descriptor from before.
-            unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
-            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-            let code = if hold().is_ok() { 0 } else { 1 };
-            if code == 0 {
-                nix::unistd::pause();
+fn child(hold: impl FnOnce() -> Result<(), Errno> + Send + 'static) -> Pid {
+    // A child of the keeper has no copies of other tests' files, on mounts that are to be unmounted.
+    keeper::run(move || {
+        // SAFETY: the child makes system calls only, and never returns from here.
+        match unsafe { fork() }? {
+            ForkResult::Parent { child } => Ok(child),
+            ForkResult::Child => {
+                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+                let code = if hold().is_ok() { 0 } else { 1 };
+                if code == 0 {
+                    nix::unistd::pause();
+                }
+                // SAFETY: ends the process without running what belongs to its parent.
+                unsafe { libc::_exit(code) }
             }
-            // SAFETY: ends the process without running what belongs to its parent.
-            unsafe { libc::_exit(code) }
         }
-    }
+    })
+    .unwrap_or_else(|error: Errno| panic!("fork: {error}"))
 }
 
 fn kill_child(child: Pid) {
@@ -179,7 +181,7 @@ fn a_process_that_dies_gives_its_locks_back() {
         let (here, there) = (open(&one.join(&name)), open(&two.join(&name)));
         // The child has the only descriptor of its own open file: a lock of flock(2) lives as long as that.
         let path = one.join(&name);
-        let holder = child(|| {
+        let holder = child(move || {
             let path = nix::fcntl::open(&path, nix::fcntl::OFlag::O_RDWR, nix::sys::stat::Mode::empty())?;
             let file = File::from(path);
             let result = lock(way, &file, Want::Exclusive, false);
@@ -208,7 +210,7 @@ fn a_waiter_that_is_killed_waits_no_more() {
         let name = format!("{way:?}");
         let (here, path) = (open(&one.join(&name)), two.join(&name));
         lock(way, &here, Want::Exclusive, false).unwrap();
-        let waiter = child(|| {
+        let waiter = child(move || {
             let file = nix::fcntl::open(&path, nix::fcntl::OFlag::O_RDWR, nix::sys::stat::Mode::empty())?;
             let file = File::from(file);
             let result = lock(way, &file, Want::Exclusive, true);

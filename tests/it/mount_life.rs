@@ -253,13 +253,14 @@ fn flags_are_enforced_and_remounting_changes_them() {
     mount.mount("ro,noexec,nodev");
     let refused = |result: std::io::Result<()>| result.unwrap_err().raw_os_error();
     assert_eq!(refused(fs::write(mount.path.join("new"), "")), Some(libc::EROFS));
-    assert_eq!(refused(Command::new(mount.path.join("script")).status().map(drop)), Some(libc::EACCES));
+    let script = || commands::Running::try_start(&mut Command::new(mount.path.join("script")));
+    assert_eq!(refused(script().map(drop)), Some(libc::EACCES));
     assert_eq!(refused(fs::write(mount.path.join("null"), "")), Some(libc::EACCES));
     let remounted = mount.command("remount,exec,dev");
     assert!(remounted.status.success(), "{}", sentence(&remounted));
     fs::write(mount.path.join("new"), "").unwrap();
     fs::write(mount.path.join("null"), "swallowed").unwrap();
-    assert!(Command::new(mount.path.join("script")).status().unwrap().success());
+    assert!(script().unwrap().wait(PATIENCE).unwrap().success());
     mount.mount_options_are(&["rw"]);
     mount.unmount();
     assert_eq!(umount2(&mount.path, MntFlags::empty()), Err(Errno::EINVAL));

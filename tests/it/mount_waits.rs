@@ -2,15 +2,14 @@
 //! what is waited for comes through.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dfs_tests::cluster::Cluster;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use dfs_tests::commands::{PATIENCE, Running};
+use nix::sys::signal::Signal;
 
 /// A killed process is gone within this time, with all that the machine does beside.
 const AT_ONCE: Duration = Duration::from_secs(3);
@@ -40,24 +39,18 @@ fn open(path: &Path) -> File {
 }
 
 /// Kills a process that waits in the mount and tells how long it took to be gone.
-fn kill_takes(child: &mut Child, signal: Signal) -> Duration {
-    assert_eq!(child.try_wait().unwrap(), None, "it waits");
+fn kill_takes(child: &mut Running, signal: Signal) -> Duration {
+    assert_eq!(child.ended(), None, "it waits");
     let start = Instant::now();
-    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
-    child.wait().unwrap();
+    child.signal(signal);
+    child.wait(PATIENCE).expect("a killed process ends");
     start.elapsed()
 }
 
 /// A process of its own that makes system calls; perl is on every Debian.
-fn perl(script: &str, path: &Path) -> Child {
+fn perl(script: &str, path: &Path) -> Running {
     let script = format!("use Fcntl qw(:DEFAULT :flock :seek); $| = 1; {LOCKF} {script}");
-    Command::new("perl")
-        .args(["-we", &script])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("perl is installed")
+    Running::start(Command::new("perl").args(["-we", &script]).arg(path))
 }
 
 /// fcntl(2)'s lock of a whole file, which perl leaves to be packed by hand.
@@ -113,8 +106,9 @@ fn a_handled_signal_interrupts_the_wait_for_a_lock() {
         print 'locked';
     ";
     let start = Instant::now();
-    let output = perl(script, &path).wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "interrupted");
+    let mut waiting = perl(script, &path);
+    waiting.wait(PATIENCE).expect("it is woken");
+    assert_eq!(String::from_utf8_lossy(&waiting.stdout()).trim(), "interrupted");
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
@@ -148,8 +142,7 @@ fn a_waiter_gets_the_lock_of_a_killed_process() {
     open(&here.join("file"));
     for (lock, is_fcntl) in [(WAIT_FCNTL, true), (WAIT_FLOCK, false)] {
         let mut holder = perl(&format!("{lock} {HOLD}"), &here.join("file"));
-        let mut line = [0; 4];
-        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
+        holder.wait_for("held");
         let file = open(&there.join("file"));
         assert_eq!(fcntl_lock(&file, libc::F_WRLCK, false).is_err(), is_fcntl);
         let waiting = std::thread::spawn(move || {
@@ -188,14 +181,13 @@ fn who_waits_for_servers_dies_at_once() {
         sysopen(my $f, \"$ARGV[0]/dirty\", O_WRONLY | O_CREAT) or die $!;
         syswrite($f, 'x' x 100000) == 100000 or die $!;
         print \"written\\n\";
-        <STDIN>;
-        close($f);
+        $SIG{USR1} = sub { close($f) };
+        sleep 600;
     ";
     let mut writer = perl(script, mount.path());
-    let mut line = [0; 7];
-    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut line).unwrap();
+    writer.wait_for("written");
     cluster.meta().freeze(true);
-    writer.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    writer.signal(Signal::SIGUSR1);
     std::thread::sleep(Duration::from_millis(1500));
     let took = kill_takes(&mut writer, Signal::SIGKILL);
     cluster.meta().freeze(false);

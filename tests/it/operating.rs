@@ -2,14 +2,13 @@
 //! and getting settings wrong.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use dfs_tests::cluster::Cluster;
-use dfs_tests::commands::run;
+use dfs_tests::commands::{Running, run};
 use dfs_tests::mounted::{is_mounted, require_fuse};
 use dfs_tests::{programs, watchdog::Watchdog};
 use nix::sys::signal::{Signal, kill};
@@ -194,7 +193,7 @@ fn is_setting(line: &str) -> bool {
 
 /// A running `dfs-admin dev`.
 struct Dev {
-    child: Child,
+    running: Running,
     mount: std::path::PathBuf,
 }
 
@@ -202,25 +201,15 @@ impl Dev {
     fn start(directory: &Path, more: &[&str]) -> Self {
         require_fuse();
         let mount = directory.join("mount");
-        let output = fs::File::create(directory.join("output")).unwrap();
         let mut command = Command::new(programs::program("dfs-admin"));
         command.arg("dev").arg(&mount).arg("--data").arg(directory.join("data")).args(more);
-        command.stdout(output.try_clone().unwrap()).stderr(output).stdin(Stdio::null());
-        let mut dev = Self { child: command.spawn().unwrap(), mount };
-        let deadline = Instant::now() + PATIENCE;
-        while !dev.output().contains("try: ") {
-            assert!(dev.child.try_wait().unwrap().is_none(), "dev ended: {}", dev.output());
-            assert!(Instant::now() < deadline, "dev is not ready: {}", dev.output());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        dev
+        let mut running = Running::start(&mut command);
+        running.wait_for("try: ");
+        Self { running, mount }
     }
 
     fn output(&self) -> String {
-        let mut text = String::new();
-        let path = self.mount.parent().unwrap().join("output");
-        fs::File::open(path).unwrap().read_to_string(&mut text).unwrap();
-        text
+        String::from_utf8_lossy(&[self.running.stdout(), self.running.stderr()].concat()).into_owned()
     }
 
     /// The process id and the rest of the line about a daemon.
@@ -237,18 +226,12 @@ impl Dev {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        self.running.signal(signal);
     }
 
     fn wait(&mut self) -> std::process::ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "dev does not end: {}", self.output());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let ended = self.running.wait(PATIENCE);
+        ended.unwrap_or_else(|| panic!("dev does not end: {}", self.output()))
     }
 }
 
@@ -257,9 +240,9 @@ impl Drop for Dev {
         if std::thread::panicking() {
             eprintln!("dev printed:\n{}", self.output());
         }
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if self.running.ended().is_none() {
             self.signal(Signal::SIGTERM);
-            let _ = self.child.wait();
+            self.running.wait(PATIENCE);
         }
         let _ = nix::mount::umount2(&self.mount, nix::mount::MntFlags::MNT_DETACH);
     }

@@ -1,12 +1,25 @@
 //! Other programs run by tests: each within a bound, and with a sentence when it fails, hangs or is not installed.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::keeper;
 
 /// What a command that a test runs may take at most, unless told otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a program is looked at.
+const POLL: Duration = Duration::from_millis(10);
+/// Files with what a program printed.
+const STDOUT: &str = "stdout";
+const STDERR: &str = "stderr";
 
 /// Runs a command that must succeed, and returns what it printed.
 ///
@@ -34,45 +47,130 @@ pub fn shell(directory: &Path, script: &str, arguments: &[&Path]) -> String {
 /// # Panics
 /// When it takes longer than `patience` (it is killed) or is not installed.
 pub fn run(command: &mut Command, patience: Duration) -> Output {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let name = command.get_program().to_string_lossy().into_owned();
-            panic!("this test needs {name}: install it (on Debian: apt-get install {})", package(&name));
-        }
-        Err(error) => panic!("start {command:?}: {error}"),
+    let mut running = Running::start(command);
+    let Some(status) = running.wait(patience) else {
+        panic!("{command:?} was still running after {patience:?}")
     };
-    let output = gather(child.stdout.take().expect("piped"));
-    let errors = gather(child.stderr.take().expect("piped"));
-    let deadline = Instant::now() + patience;
-    let status = loop {
-        match child.try_wait().expect("wait for a child") {
-            Some(status) => break status,
-            None if Instant::now() >= deadline => {
-                let _ = child.kill();
-                panic!("{command:?} was still running after {patience:?}");
+    Output { status, stdout: running.stdout(), stderr: running.stderr() }
+}
+
+/// A program in the background, its output in files. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    directory: TempDir,
+}
+
+impl Running {
+    /// Starts a command with nothing to read; it is asked to stop when this process dies.
+    ///
+    /// # Panics
+    /// When it is not installed, or can't be started.
+    pub fn start(command: &mut Command) -> Self {
+        Self::try_start(command).unwrap_or_else(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                let name = command.get_program().to_string_lossy().into_owned();
+                panic!("this test needs {name}: install it (on Debian: apt-get install {})", package(&name))
             }
-            None => std::thread::sleep(Duration::from_millis(10)),
+            _ => panic!("start {command:?}: {error}"),
+        })
+    }
+
+    /// As [`Running::start`], for what may be refused.
+    pub fn try_start(command: &mut Command) -> io::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().to_owned();
+        let mut taken = std::mem::replace(command, Command::new("taken"));
+        // Started there, it has copies of nobody's descriptors. It opens its own.
+        let (taken, child) = keeper::run(move || {
+            let child = Self::spawn(&mut taken, &path);
+            (taken, child)
+        });
+        *command = taken;
+        Ok(Self { child: child?, directory })
+    }
+
+    fn spawn(command: &mut Command, directory: &Path) -> io::Result<Child> {
+        let create = |name| File::create(directory.join(name));
+        command.stdin(Stdio::null()).stdout(create(STDOUT)?).stderr(create(STDERR)?);
+        // SAFETY: the closure runs between fork and exec and makes one system call, which is safe there.
+        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)) };
+        command.spawn()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> Vec<u8> {
+        self.read(STDOUT)
+    }
+
+    /// What it has said on standard error so far.
+    pub fn stderr(&self) -> Vec<u8> {
+        self.read(STDERR)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.directory.path().join(name)).expect("read what a program printed")
+    }
+
+    /// How it ended, or `None` while it runs.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait for a child")
+    }
+
+    /// Waits for its end. `None`: it still runs.
+    pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let ended = self.ended();
+            if ended.is_some() || Instant::now() >= deadline {
+                return ended;
+            }
+            std::thread::sleep(POLL);
         }
-    };
-    let join = |reader: std::thread::JoinHandle<Vec<u8>>| reader.join().expect("readers don't panic");
-    Output { status, stdout: join(output), stderr: join(errors) }
+    }
+
+    /// Waits until it has printed `text`.
+    ///
+    /// # Panics
+    /// When it ends before, or takes longer than [`PATIENCE`].
+    pub fn wait_for(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.ended();
+            let printed = String::from_utf8_lossy(&self.stdout()).into_owned();
+            if printed.contains(text) {
+                return;
+            }
+            let errors = self.stderr();
+            let errors = String::from_utf8_lossy(&errors);
+            assert!(ended.is_none(), "it ended without {text:?}: {printed}{errors}");
+            assert!(Instant::now() < deadline, "not yet {text:?}: {printed}{errors}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("send a signal to a child");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+        }
+    }
 }
 
 /// Fails the test unless a program is installed.
 pub fn require(program: &str) {
     run(Command::new(program).arg("--version"), PATIENCE);
-}
-
-/// Reads a pipe to its end on a thread of its own, so that the writer never waits.
-fn gather(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is what there is.
-        let _ = pipe.read_to_end(&mut bytes);
-        bytes
-    })
 }
 
 /// The Debian package that a program comes in, where its name is another.

@@ -16,6 +16,12 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Starts `program` on the keeper's thread.
 pub fn start(program: &Program) -> Result<Daemon> {
+    let program = program.clone();
+    run(move || program.start())
+}
+
+/// Runs `job` on the keeper's thread. It must neither panic nor take long: everybody's children wait for it.
+pub fn run<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
     static KEEPER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {
         let (sender, jobs) = channel::<Job>();
@@ -27,12 +33,11 @@ pub fn start(program: &Program) -> Result<Daemon> {
         Mutex::new(sender)
     });
     let (answer, answers) = channel();
-    let program = program.clone();
     let job = move || {
         // Nobody waits any more only when the asking thread panicked meanwhile.
-        let _ = answer.send(program.start());
+        let _ = answer.send(job());
     };
-    keeper.lock().expect("no job panics").send(Box::new(job)).expect("the keeper never ends");
+    keeper.lock().expect("sending does not panic").send(Box::new(job)).expect("the keeper never ends");
     answers.recv().expect("the keeper answers")
 }
 

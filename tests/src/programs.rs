@@ -4,6 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::commands;
+
+/// How long cargo may take to build something, on a small machine with others at work.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// The directory with `dfs-meta`, `dfs-chunk`, `dfs-fuse` and `dfs-admin`, up to date with the sources.
 ///
@@ -33,15 +39,15 @@ pub fn tool(name: &str, version: &str) -> PathBuf {
     if path.exists() && known.contains(&format!("\"{name} {version} ")) {
         return path;
     }
-    let output = cargo()
+    let mut install = cargo();
+    install
         .args(["install", "--locked", "--root"])
         .arg(&root)
         // A build directory of its own would be compiled anew each time; this one is kept.
         .arg("--target-dir")
         .arg(root.join("build"))
-        .args([name, "--version", version])
-        .output()
-        .expect("run cargo install");
+        .args([name, "--version", version]);
+    let output = commands::run(&mut install, PATIENCE);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {version} can't be installed: {said}");
     path
@@ -66,12 +72,12 @@ fn build() -> PathBuf {
         Some(name) => name,
     };
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
-    let output = cargo()
+    let mut build = cargo();
+    build
         .current_dir(workspace)
         .args(["build", "--workspace", "--bins", "--profile", profile, "--target-dir"])
-        .arg(target_directory())
-        .output()
-        .expect("run cargo build");
+        .arg(target_directory());
+    let output = commands::run(&mut build, PATIENCE);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the daemons can't be built: {said}");
     directory
