@@ -66,11 +66,14 @@ impl Caller {
         match wait {
             Wait::Operation => signals.kill(),
             Wait::Lock => signals.kill() || signals.interrupt(),
-            Wait::Close => signals.kill() || self.dies(),
+            Wait::Close => signals.kill() || (has_no_memory(&status) && self.dies()),
         }
     }
 
     /// Whether the caller is inside exit(2) because a signal killed it.
+    ///
+    /// Reading /proc/PID/stat waits while the process is inside execve(2), which may be waiting for the very answer
+    /// that this is about: only to be asked of one that has no memory any more.
     fn dies(self) -> bool {
         fs::read_to_string(format!("/proc/{}/stat", self.thread))
             .is_ok_and(|stat| killed_while_exiting(&stat))
@@ -149,6 +152,11 @@ fn harmless() -> u64 {
     .fold(0, |all, signal| all | bit(signal))
 }
 
+/// By /proc/PID/status: the task has left its address space, as exit(2) does before it closes files.
+fn has_no_memory(status: &str) -> bool {
+    !status.contains("\nVmSize:")
+}
+
 /// Reads /proc/PID/stat: the flags are the 9th field, the exit code the 52nd; the 2nd is a name that may hold anything.
 fn killed_while_exiting(stat: &str) -> bool {
     let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
@@ -200,6 +208,9 @@ mod tests {
         assert_eq!(Signals::parse("Name:\tx\n"), None);
         let own = fs::read_to_string("/proc/self/status").unwrap();
         assert!(Signals::parse(&own).is_some());
+        assert!(!has_no_memory(&own));
+        // A thread of the kernel never had any.
+        assert!(has_no_memory(&fs::read_to_string("/proc/2/status").unwrap()));
     }
 
     #[test]

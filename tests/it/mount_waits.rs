@@ -199,6 +199,29 @@ fn who_waits_for_servers_dies_at_once() {
     }
 }
 
+/// execve(2) closes files, and waits for that while it keeps others from looking at the process.
+#[test]
+fn a_close_in_exec_is_waited_for_and_answered() {
+    let cluster = Cluster::start();
+    let mount = cluster.mount_with("/", "timeout=0");
+    let script = "
+        sysopen(my $f, \"$ARGV[0]/dirty\", O_WRONLY | O_CREAT) or die $!;
+        syswrite($f, 'x' x 100000) == 100000 or die $!;
+        $SIG{USR1} = sub { exec('echo', 'executed') };
+        print \"written\\n\";
+        sleep 600;
+    ";
+    let mut writer = perl(script, mount.path());
+    writer.wait_for("written");
+    cluster.meta().freeze(true);
+    writer.signal(Signal::SIGUSR1);
+    assert_eq!(writer.wait(Duration::from_millis(1500)), None, "it waits");
+    cluster.meta().freeze(false);
+    writer.wait(Duration::from_secs(20)).expect("the answer came through");
+    writer.wait_for("executed");
+    assert_eq!(fs::read(mount.join("dirty")).unwrap(), vec![b'x'; 100_000]);
+}
+
 /// `timeout=`: EIO in time, and back to work when the server is.
 #[test]
 fn the_time_limit_holds() {

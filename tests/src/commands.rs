@@ -95,7 +95,10 @@ impl Running {
         command.stdin(Stdio::null()).stdout(create(STDOUT)?).stderr(create(STDERR)?);
         // SAFETY: the closure runs between fork and exec and makes one system call, which is safe there.
         unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)) };
-        command.spawn()
+        let child = command.spawn();
+        // The files are the keeper's: they are closed on its thread.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        child
     }
 
     /// Its process id.
