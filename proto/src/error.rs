@@ -91,13 +91,15 @@ impl Failure {
             | Code::WrongCluster
             | Code::ChunkRefused
             | Code::NodeRefused
+            | Code::TooFewNodes
             | Code::VersionUnknown => errno::EIO,
         }
     }
 
-    /// Whether the same request may succeed later without anything being wrong with it.
+    /// Whether the operation may succeed later without anything being wrong with it: by the same request, or for
+    /// `TooFewNodes` by one that knows which nodes are back.
     pub fn is_transient(&self) -> bool {
-        matches!(self.code, Code::Unavailable | Code::Grace)
+        matches!(self.code, Code::Unavailable | Code::Grace | Code::TooFewNodes)
     }
 }
 

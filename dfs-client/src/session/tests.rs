@@ -123,6 +123,9 @@ async fn errors_of_the_operation_are_not_retried_and_not_now_is() {
     assert_eq!(fake.count_received("create"), 2);
     fake.break_next("create", &[Fault::Answer(Code::Grace), Fault::Answer(Code::Unavailable)]);
     attr_of(session.change(create("b")).await);
+    // The same request would go on naming the same nodes: who asked has to ask otherwise.
+    fake.break_next("create", &[Fault::Answer(Code::TooFewNodes)]);
+    assert_eq!(session.change(create("c")).await.unwrap_err().code, Code::TooFewNodes);
     let lookup = Op::Lookup(Lookup { parent: 1, name: "none".into() });
     assert_eq!(session.read(lookup).await.unwrap_err().code, Code::NotFound);
 }

@@ -202,7 +202,7 @@ impl FakeMeta {
             if shard.node.as_ref().is_some_and(|node| away.contains(&node.node)) {
                 match free.next() {
                     Some(node) => shard.node = Some(node.place()),
-                    None => return Err(Failure::new(Code::Unavailable, "no other node is left")),
+                    None => return Err(Failure::new(Code::TooFewNodes, "no other node is left")),
                 }
             }
         }

@@ -12,7 +12,7 @@ use crate::store::records::{Chunk, ChunkState, Shard};
 /// Nodes that a client may ask to avoid.
 const MAX_AVOID: usize = 1024;
 
-/// EINVAL; NO_SPACE when the nodes are full, UNAVAILABLE when too few are there. Where not all chunks asked for find
+/// EINVAL; NO_SPACE when the nodes are full, TOO_FEW_NODES when too few are there. Where not all chunks asked for find
 /// room, fewer come back; where not all shards of a chunk do, fewer shards, but never fewer than a commit needs.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &Allocate) -> Result<Allocated, Failure> {
     let class: Class = request.class.parse()?;
@@ -146,7 +146,7 @@ impl Room {
         let message = format!(
             "{up} chunk daemons are there that can take data, a chunk needs {needed}: see `dfs-admin status`"
         );
-        Failure::new(Code::Unavailable, message)
+        Failure::new(Code::TooFewNodes, message)
     }
 }
 
@@ -210,7 +210,7 @@ mod tests {
         bench.uptime += bench.settings.node_suspect_after;
         bench.beat(3, 1 << 40);
         let failure = allocate(&mut bench, three_copies(1, &[])).unwrap_err();
-        assert_eq!(failure.code, Code::Unavailable, "{failure}");
+        assert_eq!(failure.code, Code::TooFewNodes, "{failure}");
         bench.beat(4, 1 << 40);
         assert_eq!(allocate(&mut bench, three_copies(1, &[])).unwrap(), [BTreeSet::from([3, 4])]);
     }

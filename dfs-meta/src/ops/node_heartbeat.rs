@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(beat(9, 1).unwrap_err().code, Code::NodeRefused);
         assert!(beat(1, 2).is_ok());
         bench.live = crate::live::Live::default();
-        assert_eq!(bench.allocate(1).unwrap_err().code, Code::Unavailable, "nobody is there yet");
+        assert_eq!(bench.allocate(1).unwrap_err().code, Code::TooFewNodes, "nobody is there yet");
         bench.beat(2, 1 << 40);
         bench.beat(3, 1 << 40);
         assert_eq!(bench.allocate(1).unwrap().chunks[0].shards.len(), 2);

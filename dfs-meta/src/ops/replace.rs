@@ -17,7 +17,7 @@ use crate::store::records::{self, Chunk, ChunkState, Shard};
 const MAX_SHARDS: usize = 64;
 
 /// The chunk as it is planned now: shards whose nodes failed are elsewhere, or left out where no other node is left.
-/// CHUNK_REFUSED when it is not planned any more; NO_SPACE and UNAVAILABLE when fewer shards are left than a commit
+/// CHUNK_REFUSED when it is not planned any more; NO_SPACE and TOO_FEW_NODES when fewer shards are left than a commit
 /// needs.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &Replace) -> Result<Allocated, Failure> {
     allocate::check_avoid(&request.avoid)?;
@@ -97,7 +97,7 @@ mod tests {
         let third = replace(&mut bench, chunk, &[second[1].1]).unwrap();
         let fourth = replace(&mut bench, chunk, &[third[1].1]).unwrap();
         assert_eq!(fourth, [first[0], first[2]], "all five were tried");
-        assert_eq!(replace(&mut bench, chunk, &[first[0].1]).unwrap_err().code, Code::Unavailable);
+        assert_eq!(replace(&mut bench, chunk, &[first[0].1]).unwrap_err().code, Code::TooFewNodes);
 
         let all: BTreeSet<u64> = (1..=5).collect();
         let sealed =
