@@ -175,6 +175,8 @@ impl Core {
         if timeout(CLOSE_PATIENCE, incarnation.slots.idle()).await.is_err() {
             tracing::warn!("requests to the metadata server are still under way while the session ends");
         }
+        // From here on its end is no news.
+        self.stop.cancel();
         let request = self.request(&incarnation, request::Op::CloseSession(CloseSession {}));
         let deadline = Instant::now() + CLOSE_PATIENCE;
         let mut pauses = pauses();

@@ -306,6 +306,9 @@ impl Core {
         let request = WatchRequest { session: incarnation.session, epoch: incarnation.epoch };
         let mut stream = self.door.watch(request).await?;
         while let Some(event) = stream.message().await? {
+            if self.stop.is_cancelled() {
+                break;
+            }
             self.heed(incarnation, event);
         }
         Err(Failure::new(Code::Unavailable, "the server closed the stream"))

@@ -124,9 +124,7 @@ impl Session {
 
     /// Waits for changing requests under way, then ends the session. What it still held is gone.
     pub async fn close(&self) -> Result<(), Failure> {
-        let result = self.core.close().await;
-        self.core.stop.cancel();
-        result
+        self.core.close().await
     }
 }
 
