@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -15,6 +15,7 @@ use dfs_meta::machine::{End, Handle, Machine, startup};
 use dfs_meta::ops::Settings;
 use dfs_meta::store::Store;
 use dfs_meta::store::sled::SledStore;
+use dfs_meta::store::space::Space;
 use dfs_proto::meta::{Create, GetAttr, Lookup, OpenSession, Request, SessionOpened, reply, request};
 use dfs_proto::{Class, ClusterId, FileKind, PROTOCOL_VERSION, Timestamp, limits};
 
@@ -108,8 +109,8 @@ impl Rig {
         let cluster = ClusterId([1; 16]);
         let live = startup::prepare(&*store, &mut settings, cluster, Class::default(), Timestamp::now())
             .expect("prepare the store");
-        let machine = Machine::start(store.clone(), live, settings, Arc::new(AtomicBool::new(false)))
-            .expect("start the machine");
+        let space = Arc::new(Space::set_aside(store.clone(), 0).expect("nothing is asked for"));
+        let machine = Machine::start(store.clone(), live, settings, space).expect("start the machine");
         let op = OpenSession { protocol: PROTOCOL_VERSION, ..OpenSession::default() };
         let session = match call(&machine.handle(), request::Op::OpenSession(op), Request::default()).await {
             reply::Result::SessionOpened(opened) => opened,

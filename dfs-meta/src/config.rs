@@ -84,8 +84,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Of the store.
     pub cache_bytes: u64,
-    /// Space set aside for deleting; at most a sixteenth of the disk is.
-    pub reserve_bytes: u64,
+    /// Space set aside for deleting, where that was said.
+    reserve_bytes: Option<u64>,
     /// Of the root directory of a fresh filesystem.
     pub default_class: Class,
     /// Of sessions.
@@ -113,7 +113,7 @@ pub struct Config {
 const CACHE: u64 = 256 << 20;
 const RESERVE: u64 = 256 << 20;
 const INVENTORY_INTERVAL: Duration = Duration::from_secs(6 * 3600);
-/// A reserve is never more than this part of the disk.
+/// Where no reserve is given, it is at most this part of the disk.
 const RESERVED_PART: u64 = 16;
 const GARBAGE_GRACE: Duration = Duration::from_secs(15 * 60);
 
@@ -147,7 +147,7 @@ impl Config {
         let stat = nix::sys::statvfs::statvfs(&self.data)
             .with_context(|| format!("asking for the disk of {}", self.data.display()))?;
         let disk = stat.blocks() as u64 * stat.fragment_size() as u64;
-        Ok(self.reserve_bytes.min(disk / RESERVED_PART))
+        Ok(self.reserve_bytes.unwrap_or_else(|| RESERVE.min(disk / RESERVED_PART)))
     }
 
     fn check(given: Given) -> anyhow::Result<Self> {
@@ -159,7 +159,7 @@ impl Config {
                 .parse()
                 .with_context(|| format!("listen: {listen:?} is not an address: write ADDRESS:PORT"))?,
             cache_bytes: size("cache", given.cache, CACHE)?,
-            reserve_bytes: size("reserve", given.reserve, RESERVE)?,
+            reserve_bytes: given.reserve.map(|text| size("reserve", Some(text), RESERVE)).transpose()?,
             default_class: match given.default_class {
                 Some(text) => text.parse().context("default_class")?,
                 None => Class::default(),
@@ -278,7 +278,7 @@ mod tests {
         let toml = "data = '/d'\ngarbage_grace = '1m'\ncache = '64MiB'\nlog_format = 'json'";
         let config = config(toml, &["--cache", "1GiB", "--listen", "127.0.0.1:0"]).unwrap();
         assert_eq!(config.data, Path::new("/d"));
-        assert_eq!((config.cache_bytes, config.reserve_bytes), (1 << 30, 256 << 20));
+        assert_eq!((config.cache_bytes, config.reserve_bytes), (1 << 30, None));
         assert_eq!((config.garbage_grace, config.heartbeat), (Duration::from_secs(60), limits::HEARTBEAT));
         assert!(config.log_json && config.listen.ip().is_loopback());
     }
@@ -322,7 +322,9 @@ mod tests {
             assert!(all.contains_key(field), "{field} is not in the sample");
         }
         assert_eq!(all.len(), fields.len());
-        let (full, plain) = (config(&uncommented, &[]).unwrap(), config(&sample, &[]).unwrap());
+        let (mut full, plain) = (config(&uncommented, &[]).unwrap(), config(&sample, &[]).unwrap());
+        // Where it isn't said, a small disk's is smaller.
+        assert_eq!(full.reserve_bytes.take(), Some(RESERVE));
         assert_eq!(full, plain);
     }
 

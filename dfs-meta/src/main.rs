@@ -5,7 +5,6 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::Parser;
@@ -16,6 +15,7 @@ use dfs_meta::service::{self, Service};
 use dfs_meta::status::StatusBoard;
 use dfs_meta::store::Store;
 use dfs_meta::store::sled::SledStore;
+use dfs_meta::store::space::Space;
 use dfs_proto::{ClusterId, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -57,14 +57,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener =
         service::listen(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr().context("asking for the address that was bound")?;
-    let nearly_full = Arc::new(AtomicBool::new(false));
-    let machine = Machine::start(store.clone(), live, settings.clone(), nearly_full.clone())
+    let space = Arc::new(Space::set_aside(store.clone(), config.reserve_on_disk()?)?);
+    let machine = Machine::start(store.clone(), live, settings.clone(), space.clone())
         .context("starting the machine's threads")?;
     let handle = machine.handle();
-    let reserve = config.reserve_on_disk()?;
-    let workers =
-        background::start(&handle, store.clone(), reserve, nearly_full.clone(), settings.session_timeout);
-    let status = Arc::new(StatusBoard::new(store, handle.clone(), settings.clone(), nearly_full));
+    let workers = background::start(&handle, space.clone(), settings.session_timeout);
+    let status = Arc::new(StatusBoard::new(store, handle.clone(), settings.clone(), space));
 
     let stop = {
         let handle = handle.clone();

@@ -130,7 +130,7 @@ fn a_full_chunk_disk_is_told_promptly_and_deleting_frees_it() {
 fn a_full_metadata_disk_is_told_and_deleting_still_works() {
     let scratch = tempfile::tempdir().unwrap();
     let disk = SmallDisk::new(scratch.path(), "disk", 64);
-    let cluster = Cluster::with().meta_data(disk.path()).meta_args(["--reserve", "24MiB"]).start();
+    let cluster = Cluster::with().meta_data(disk.path()).meta_args(["--reserve", "16MiB"]).start();
     let mount = cluster.mount();
     // Long symbolic links fill a metadata disk the quickest.
     let target = "t".repeat(4000);

@@ -349,9 +349,7 @@ impl LibraryTarget {
             }
             Operation::Chown { path, uid, gid } => {
                 let ino = self.lookup(path)?.ino;
-                // chown(2) asks for the set-id bits to go, whoever calls.
-                let kill_set_id = true;
-                self.set(SetAttr { ino, uid: Some(*uid), gid: Some(*gid), kill_set_id, ..Default::default() })
+                self.set(SetAttr { ino, uid: Some(*uid), gid: Some(*gid), ..Default::default() })
             }
             Operation::SetModified { path, seconds, nanos } => {
                 let ino = self.lookup(path)?.ino;

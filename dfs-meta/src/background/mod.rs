@@ -2,7 +2,6 @@
 //! between, so that it never takes more than its share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_proto::{Code, Failure};
@@ -10,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::machine::Handle;
 use crate::ops::{Internal, Progress};
-use crate::store::Store;
+use crate::store::space::Space;
 
 /// How long a worker rests after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -51,14 +50,10 @@ impl Worker for Operation {
     }
 }
 
-/// Keeps space set aside for deleting, and tells the machine when that is all there is.
-struct Space {
-    store: Arc<dyn Store>,
-    reserve_bytes: u64,
-    nearly_full: Arc<AtomicBool>,
-}
+/// Finds out that others made room on the store's disk, or took it.
+struct Room(Arc<Space>);
 
-impl Worker for Space {
+impl Worker for Room {
     fn name(&self) -> &'static str {
         "space"
     }
@@ -68,32 +63,17 @@ impl Worker for Space {
     }
 
     async fn work(&mut self) -> Result<Progress, Failure> {
-        let (store, reserve_bytes) = (self.store.clone(), self.reserve_bytes);
-        let reserved = tokio::task::spawn_blocking(move || store.reserve(reserve_bytes)).await;
-        let full = !reserved.map_err(|error| Failure::new(Code::InputOutput, error.to_string()))??;
-        if self.nearly_full.swap(full, Ordering::Relaxed) != full {
-            match full {
-                true => tracing::error!(
-                    reserve_bytes,
-                    "the metadata store's disk is nearly full: only what frees space is accepted"
-                ),
-                false => tracing::info!("the metadata store's disk has room again"),
-            }
-        }
+        let space = self.0.clone();
+        let checked = tokio::task::spawn_blocking(move || space.check()).await;
+        checked.map_err(|error| Failure::new(Code::InputOutput, error.to_string()))??;
         Ok(Progress::Idle)
     }
 }
 
 /// Starts all workers; they stop when the set is dropped.
-pub fn start(
-    handle: &Handle,
-    store: Arc<dyn Store>,
-    reserve_bytes: u64,
-    nearly_full: Arc<AtomicBool>,
-    session_timeout: Duration,
-) -> JoinSet<()> {
+pub fn start(handle: &Handle, space: Arc<Space>, session_timeout: Duration) -> JoinSet<()> {
     let mut workers = JoinSet::new();
-    workers.spawn(drive(Space { store, reserve_bytes, nearly_full }));
+    workers.spawn(drive(Room(space)));
     let second = Duration::from_secs(1);
     for (name, op, idle) in [
         // Often enough to tell a server that stood still from sessions that were silent.

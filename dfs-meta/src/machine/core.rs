@@ -16,6 +16,7 @@ use super::transaction::Transaction;
 use crate::live::Live;
 use crate::ops::{self, Context, Settings};
 use crate::store::records::Slot;
+use crate::store::space::Space;
 use crate::store::{Batch, Store, keys};
 
 /// Answers in one group.
@@ -30,8 +31,7 @@ pub(super) struct Core {
     settings: Settings,
     clock: Clock,
     in_flight: Option<Arc<InFlight>>,
-    /// Set while the disk below the store is nearly full.
-    nearly_full: Arc<AtomicBool>,
+    space: Arc<Space>,
 }
 
 /// What ran since the last commit: one atomic batch, and who waits for it.
@@ -60,13 +60,8 @@ impl Group {
 }
 
 impl Core {
-    pub(super) fn new(
-        store: Arc<dyn Store>,
-        live: Live,
-        settings: Settings,
-        nearly_full: Arc<AtomicBool>,
-    ) -> Self {
-        Self { store, live, settings, clock: Clock::start(), in_flight: None, nearly_full }
+    pub(super) fn new(store: Arc<dyn Store>, live: Live, settings: Settings, space: Arc<Space>) -> Self {
+        Self { store, live, settings, clock: Clock::start(), in_flight: None, space }
     }
 
     /// Runs one job. Its answer joins the group when it must wait for the group's commit, and leaves at once otherwise.
@@ -162,7 +157,7 @@ impl Core {
         if rules.number && request.number == 0 {
             return invalid("a changing request needs a number");
         }
-        if rules.grows && self.nearly_full.load(Ordering::Relaxed) {
+        if rules.grows && self.space.is_nearly_full() {
             let message = "the metadata server's disk is nearly full: only what frees space is accepted";
             return Err(Failure::new(Code::NoSpace, message));
         }

@@ -17,7 +17,7 @@ pub mod startup;
 mod tests;
 pub mod transaction;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -32,6 +32,7 @@ use self::inbox::{Inbox, Next};
 use self::job::{Job, Work};
 use crate::live::Live;
 use crate::ops::{Internal, Progress, Settings};
+use crate::store::space::Space;
 use crate::store::{Store, StoreError};
 
 /// What requests in the queue may take together, in units of [`PERMIT_BYTES`].
@@ -68,21 +69,22 @@ struct Shared {
     inbox: Inbox,
     core: Mutex<Core>,
     store: Arc<dyn Store>,
+    space: Arc<Space>,
     ended: watch::Sender<Option<End>>,
 }
 
 impl Machine {
-    /// Starts the machine on a store and what is known of the world at the start. While `nearly_full` is set, only
-    /// operations that free space run.
+    /// Starts the machine on a store and what is known of the world at the start. While `space` is nearly
+    /// full, only operations that free some run.
     pub fn start(
         store: Arc<dyn Store>,
         live: Live,
         settings: Settings,
-        nearly_full: Arc<AtomicBool>,
+        space: Arc<Space>,
     ) -> std::io::Result<Self> {
-        let core = Mutex::new(Core::new(store.clone(), live, settings, nearly_full));
+        let core = Mutex::new(Core::new(store.clone(), live, settings, space.clone()));
         let (sender, ended) = watch::channel(None);
-        let shared = Arc::new(Shared { inbox: Inbox::default(), core, store, ended: sender });
+        let shared = Arc::new(Shared { inbox: Inbox::default(), core, store, space, ended: sender });
         let mut threads = Vec::new();
         for name in ["machine-a", "machine-b"] {
             let shared = shared.clone();
@@ -166,7 +168,7 @@ impl Shared {
             let result = match in_flight.batch.is_empty() {
                 // Its answers rest on the group before, which is durable by now.
                 true => Ok(()),
-                false => self.store.commit(&in_flight.batch),
+                false => self.store.commit(&in_flight.batch).and_then(|()| self.space.check()),
             };
             if let Err(error) = result {
                 return self.fail(&error);

@@ -1,6 +1,5 @@
 //! The machine's own promises, on a store whose commits wait, fail or pass as the test says.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ struct GatedStore {
 struct Gate {
     shut: bool,
     broken: bool,
+    full: bool,
     waiting: usize,
     batches: Vec<usize>,
 }
@@ -67,8 +67,8 @@ impl Store for GatedStore {
         }
         self.inner.commit(batch)
     }
-    fn reserve(&self, bytes: u64) -> Result<bool, StoreError> {
-        self.inner.reserve(bytes)
+    fn reserve(&self, _bytes: u64) -> Result<bool, StoreError> {
+        Ok(!self.gate.lock().unwrap().full)
     }
     fn size_bytes(&self) -> Result<u64, StoreError> {
         self.inner.size_bytes()
@@ -77,7 +77,6 @@ impl Store for GatedStore {
 
 struct Rig {
     store: Arc<GatedStore>,
-    nearly_full: Arc<AtomicBool>,
     machine: Machine,
 }
 
@@ -86,9 +85,9 @@ impl Rig {
         let mut settings = Settings::default();
         let live =
             startup::prepare(&*store, &mut settings, CLUSTER, Class::default(), Timestamp::now()).unwrap();
-        let nearly_full = Arc::new(AtomicBool::new(false));
-        let machine = Machine::start(store.clone(), live, settings, nearly_full.clone()).unwrap();
-        Self { store, nearly_full, machine }
+        let space = Arc::new(Space::set_aside(store.clone(), 1).unwrap());
+        let machine = Machine::start(store.clone(), live, settings, space).unwrap();
+        Self { store, machine }
     }
 
     fn fresh() -> Self {
@@ -245,10 +244,13 @@ async fn with_a_full_disk_only_what_frees_space_runs() {
         |number, op| Request { session: opened.session, epoch: opened.epoch, number, ..request(op) };
     let create = numbered(1, request::Op::Create(Default::default()));
     let unlink = numbered(2, request::Op::Unlink(Default::default()));
-    rig.nearly_full.store(true, Ordering::Relaxed);
+    // Found out with a commit, before anything more is accepted.
+    rig.store.set(|gate| gate.full = true);
+    rig.open_session().await;
     assert_eq!(rig.call(create.clone()).await.unwrap_err().code, Code::NoSpace);
     assert_ne!(rig.call(unlink).await.unwrap_err().code, Code::NoSpace);
-    rig.nearly_full.store(false, Ordering::Relaxed);
+    rig.store.set(|gate| gate.full = false);
+    rig.open_session().await;
     assert_ne!(rig.call(create).await.unwrap_err().code, Code::NoSpace);
 }
 

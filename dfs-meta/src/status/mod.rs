@@ -4,7 +4,6 @@
 mod count;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_proto::meta::{
@@ -18,6 +17,7 @@ use crate::live::{Live, nodes};
 use crate::machine::Handle;
 use crate::ops::Settings;
 use crate::store::records::{Node, Record};
+use crate::store::space::Space;
 use crate::store::{Store, keys};
 
 /// How long a count of the chunks is good at least.
@@ -30,7 +30,7 @@ pub struct StatusBoard {
     store: Arc<dyn Store>,
     handle: Handle,
     settings: Settings,
-    nearly_full: Arc<AtomicBool>,
+    space: Arc<Space>,
     counted: Mutex<Option<Count>>,
 }
 
@@ -49,13 +49,8 @@ struct Present {
 
 impl StatusBoard {
     /// Counts what is in `store`; asks the machine who is there.
-    pub fn new(
-        store: Arc<dyn Store>,
-        handle: Handle,
-        settings: Settings,
-        nearly_full: Arc<AtomicBool>,
-    ) -> Self {
-        Self { store, handle, settings, nearly_full, counted: Mutex::new(None) }
+    pub fn new(store: Arc<dyn Store>, handle: Handle, settings: Settings, space: Arc<Space>) -> Self {
+        Self { store, handle, settings, space, counted: Mutex::new(None) }
     }
 
     /// The state of the cluster now; its chunks as they were counted a moment ago.
@@ -80,7 +75,7 @@ impl StatusBoard {
             classes: classes.into_values().collect(),
             sessions: present.sessions,
             store_bytes: self.store.size_bytes()?,
-            store_full: self.nearly_full.load(Ordering::Relaxed),
+            store_full: self.space.is_nearly_full(),
         })
     }
 

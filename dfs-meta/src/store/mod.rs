@@ -9,6 +9,7 @@ pub mod keys;
 pub mod memory;
 pub mod records;
 pub mod sled;
+pub mod space;
 #[cfg(test)]
 mod tests;
 
@@ -36,8 +37,8 @@ pub trait Store: Send + Sync + 'static {
     /// Applies a batch: all of it or nothing, durable when this returns.
     fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
 
-    /// Sets space aside for later commits, in place of what was set aside before: at least `bytes` when this returns
-    /// true. False: the disk has not so much left.
+    /// Keeps `bytes` set aside for later commits: at least half of that is there when this returns true, and it is
+    /// filled up below that. False: the disk has not so much left.
     fn reserve(&self, bytes: u64) -> Result<bool, StoreError>;
 
     /// Bytes the store takes on its disk.
