@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use dfs_proto::chunk::chunk_client::ChunkClient;
 use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutResult};
-use dfs_proto::limits::MAX_MESSAGE;
+use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
 use dfs_proto::{Code, Failure, NodeAddress};
 use lru::LruCache;
 use tokio::sync::mpsc;
@@ -68,6 +68,7 @@ impl Peers {
             .keep_alive_timeout(PING_DEADLINE)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_HTTP2_FRAME)
             .tcp_nodelay(true);
         let client = ChunkClient::new(endpoint.connect_lazy())
             .max_decoding_message_size(MAX_MESSAGE)

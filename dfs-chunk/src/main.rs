@@ -3,6 +3,7 @@
 //! Exits with 0 after a clean stop, 2 when the settings are wrong, 1 when anything else is.
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,6 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Disk operations that hang must not keep a stopped daemon alive: what they write was not acknowledged.
 const THREADS_DEADLINE: Duration = Duration::from_secs(1);
+/// Threads that serve connections, at most; disks have their own. Half as many as there are processors: each more is
+/// woken only to find that another one has taken the work.
+const MAX_NETWORK_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let config = match Config::load(Flags::parse()) {
@@ -29,7 +33,12 @@ fn main() -> ExitCode {
         true => log.json().init(),
         false => log.with_ansi(false).init(),
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let threads = thread::available_parallelism().map_or(1, usize::from) / 2;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.clamp(1, MAX_NETWORK_THREADS))
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("dfs-chunk: cannot start threads: {error}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::chunk::chunk_server::ChunkServer;
-use dfs_proto::limits::MAX_MESSAGE;
+use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -39,6 +39,7 @@ pub(crate) async fn serve(
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_HTTP2_FRAME)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

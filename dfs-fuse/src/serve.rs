@@ -23,7 +23,8 @@ use crate::daemon::Refusal;
 use crate::mount;
 use crate::options::{Atime, DEFAULT_TIMEOUT, Mount};
 
-/// Threads for what is not answered at once; they mostly wait.
+/// Threads for what is not answered at once, at most; they mostly wait. Half as many as there are processors: each
+/// more is woken only to find that another one has taken the work.
 const MAX_WORKERS: usize = 4;
 /// How long a fresh mount may take to answer its first request, whatever `timeout=` says.
 const FIRST_ANSWER: Duration = Duration::from_secs(60);
@@ -39,9 +40,9 @@ pub(crate) fn run(
     target: &Path,
     ready: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), Refusal> {
-    let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_WORKERS);
+    let workers = thread::available_parallelism().map_or(1, usize::from) / 2;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
+        .worker_threads(workers.clamp(1, MAX_WORKERS))
         .thread_name("dfs-worker")
         .enable_all()
         .build()

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::Context;
 use clap::Parser;
@@ -18,6 +19,10 @@ use dfs_meta::store::sled::SledStore;
 use dfs_meta::store::space::Space;
 use dfs_proto::{ClusterId, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Threads that serve connections, at most; the machine has its own. Half as many as there are processors: each more is
+/// woken only to find that another one has taken the work.
+const MAX_NETWORK_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let config = match Config::load(Flags::parse()) {
@@ -33,7 +38,19 @@ fn main() -> ExitCode {
         true => log.json().init(),
         false => log.with_ansi(false).init(),
     }
-    match serve(config) {
+    let threads = thread::available_parallelism().map_or(1, usize::from) / 2;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.clamp(1, MAX_NETWORK_THREADS))
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(serve(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -43,7 +60,6 @@ fn main() -> ExitCode {
 }
 
 /// Runs the whole server; returns when it was asked to stop and has.
-#[tokio::main]
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;

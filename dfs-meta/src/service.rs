@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use dfs_proto::limits::{MAX_MESSAGE, RPC_DEADLINE};
+use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE, RPC_DEADLINE};
 use dfs_proto::meta::meta_server::{Meta, MetaServer};
 use dfs_proto::meta::{Event, Reply, Request, WatchRequest, reply, request};
 use dfs_proto::{Code, Epoch, Failure, SessionId};
@@ -63,6 +63,7 @@ impl Service {
         let served = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_HTTP2_FRAME)
             .max_concurrent_streams(STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))

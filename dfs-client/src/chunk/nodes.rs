@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dfs_proto::chunk::PingRequest;
 use dfs_proto::chunk::chunk_client::ChunkClient;
-use dfs_proto::limits::MAX_MESSAGE;
+use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
 use dfs_proto::{ClusterId, Code, Failure, Labels, NodeAddress};
 use tonic::transport::{Channel, Endpoint};
 
@@ -30,6 +30,8 @@ const MAX_SUSPECT_FOR: Duration = Duration::from_secs(30);
 /// How often a suspect node that was out of reach is pinged, and how long an answer may take.
 const PROBE_EVERY: Duration = Duration::from_millis(300);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A node that would take at most so many times as long as the quickest is about as quick.
+const ABOUT_AS_QUICK: u64 = 4;
 /// Nodes remembered; the oldest connections are dropped beyond it.
 const MAX_NODES: usize = 4096;
 /// What a node is taken to need before it was measured.
@@ -115,6 +117,7 @@ impl Node {
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_HTTP2_FRAME)
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT);
         Ok(Self {
@@ -192,9 +195,10 @@ impl Node {
     }
 
     /// Smaller is to be asked sooner: who is not suspect, near, and likely to answer soon.
-    pub(super) fn rank(&self, now: Instant) -> (bool, u8, u64) {
+    pub(super) fn rank(&self, now: Instant) -> Rank {
         let queue = self.in_flight.load(Ordering::Relaxed) as u64 + 1;
-        (self.is_suspect(now), self.distance, queue * self.latency_us.load(Ordering::Relaxed).max(1))
+        let wait_us = queue * self.latency_us.load(Ordering::Relaxed).max(1);
+        Rank { suspect: self.is_suspect(now), distance: self.distance, wait_us }
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
@@ -215,6 +219,33 @@ async fn probe(node: Arc<Node>, cluster: ClusterId) {
         }
     }
     node.health().probed = false;
+}
+
+/// In which order nodes are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    suspect: bool,
+    distance: u8,
+    /// How long an answer would take to begin.
+    wait_us: u64,
+}
+
+/// Sorts the nodes that hold a chunk, the one to ask first in front. Of several that are as near and about as quick it is
+/// the same one for each read of the chunk, so that what one daemon keeps in memory isn't read from the disks of three.
+pub(super) fn sort_for_read<T>(chunk: u64, candidates: &mut [(Arc<Node>, T)]) {
+    let now = Instant::now();
+    candidates.sort_by_cached_key(|(node, _)| node.rank(now));
+    let Some((first, _)) = candidates.first() else { return };
+    let best = first.rank(now);
+    let as_good = candidates.partition_point(|(node, _)| {
+        let rank = node.rank(now);
+        (rank.suspect, rank.distance) == (best.suspect, best.distance)
+            && rank.wait_us <= best.wait_us.saturating_mul(ABOUT_AS_QUICK)
+    });
+    if as_good > 1 {
+        candidates[..as_good].sort_by_key(|(node, _)| node.id);
+        candidates[..as_good].rotate_left((chunk % as_good as u64) as usize);
+    }
 }
 
 /// A request in flight.
@@ -281,5 +312,27 @@ mod tests {
         b.succeeded();
         assert!(nodes.suspects().is_empty());
         assert!(nodes.get(&NodeAddress { node: 3, address: "no address".into(), labels: None }).is_err());
+    }
+
+    #[tokio::test]
+    async fn reads_of_a_chunk_stay_with_one_node_while_it_is_about_as_quick() {
+        let nodes = Nodes::new(Labels::default());
+        let node = |node| {
+            let address = format!("127.0.0.1:{}", 1000 + node);
+            nodes.get(&NodeAddress { node, address, labels: None }).unwrap()
+        };
+        let order = |chunk| {
+            let mut candidates: Vec<_> = [3, 1, 2].map(|id| (node(id), ())).into();
+            sort_for_read(chunk, &mut candidates);
+            candidates.iter().map(|(node, ())| node.id).collect::<Vec<_>>()
+        };
+        assert_eq!([order(6), order(7), order(8)], [[1, 2, 3], [2, 3, 1], [3, 1, 2]]);
+        node(1).answered_after(Duration::from_millis(2));
+        assert_eq!(order(6), [1, 2, 3], "twice as slow is still about as quick");
+        let busy: Vec<_> = (0..8).map(|_| node(1).begin()).collect();
+        assert_eq!(order(6), [2, 3, 1], "the others take over what it can't do");
+        drop(busy);
+        node(2).failed(&Code::NoSpace.into(), ClusterId([0; 16]));
+        assert_eq!((order(6), order(7)), (vec![1, 3, 2], vec![3, 1, 2]), "a suspect comes last");
     }
 }

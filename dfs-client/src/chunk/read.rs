@@ -19,7 +19,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::ChunkIo;
-use super::nodes::{Lane, Node};
+use super::nodes::{Lane, Node, sort_for_read};
 use super::put::explain;
 
 /// A node that sends nothing for so long has failed.
@@ -50,13 +50,13 @@ impl ChunkIo {
     /// The blocks `range` of a chunk, each of 64 KiB but for the chunk's last. NOT_FOUND or CORRUPT: every node
     /// answered and none has them whole; another code: some node did not answer.
     pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Vec<Bytes>, Failure> {
-        let now = Instant::now();
         let mut candidates: Vec<(Arc<Node>, &ShardPlan)> = plan
             .shards
             .iter()
             .filter_map(|shard| Some((self.nodes.get(shard.node.as_ref()?).ok()?, shard)))
             .collect();
-        candidates.sort_by_key(|(node, _)| std::cmp::Reverse(node.rank(now)));
+        sort_for_read(plan.chunk, &mut candidates);
+        candidates.reverse();
         let mut failures = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut hedges = Vec::new();

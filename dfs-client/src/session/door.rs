@@ -7,7 +7,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dfs_proto::limits::{DEFAULT_META_PORT, MAX_MESSAGE, RPC_DEADLINE};
+use dfs_proto::limits::{DEFAULT_META_PORT, MAX_HTTP2_FRAME, MAX_MESSAGE, RPC_DEADLINE};
 use dfs_proto::meta::meta_client::MetaClient;
 use dfs_proto::meta::{Event, Reply, Request, WatchRequest, reply};
 use dfs_proto::{Code, Failure};
@@ -132,7 +132,8 @@ fn client(meta: &str) -> Result<MetaClient<Channel>, Failure> {
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_HTTP2_FRAME);
     let uri = endpoint.uri();
     if uri.host().is_none_or(str::is_empty) || uri.port_u16().is_none() || uri.path() != "/" {
         return Err(bad(&"there is no host, no port that can be one, or more than these"));
