@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_client::fs::{FileSystem, HandleId, NewFile, OpenOptions, Settings};
+use dfs_client::fs::{FileSystem, HandleId, OpenOptions, Settings};
 use dfs_client::session::SessionSettings;
+use dfs_proto::Ino;
 use dfs_proto::meta::{LockKind, LockRange};
-use dfs_proto::{FileKind, Ino};
 use dfs_tests::cluster::{Cluster, block_on};
-use dfs_tests::library_target::LibraryTarget;
+use dfs_tests::library_target::{LibraryTarget, regular_file};
 use dfs_tests::random::{Run, seed};
 
 const READ_WRITE: OpenOptions = OpenOptions {
@@ -22,17 +22,8 @@ const READ_WRITE: OpenOptions = OpenOptions {
 };
 
 async fn make(fs: &Arc<FileSystem>, name: &str) -> (Ino, HandleId) {
-    let file = NewFile {
-        kind: FileKind::Regular,
-        mode: 0o644,
-        umask: 0o022,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: Default::default(),
-    };
-    let (attr, handle, _) =
-        fs.create_open(fs.root(), name.as_bytes(), file, READ_WRITE, true).await.expect("create a file");
+    let made = fs.create_open(fs.root(), name.as_bytes(), regular_file(0o644), READ_WRITE, true);
+    let (attr, handle, _) = made.await.expect("create a file");
     (Ino(attr.ino), handle)
 }
 

@@ -10,5 +10,6 @@ mod mount_calls;
 mod mount_life;
 mod mount_waits;
 mod operating;
+mod permissions;
 mod posix;
 mod real_work;

@@ -12,8 +12,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use dfs_proto::Ino;
 use dfs_tests::cluster::Cluster;
-use dfs_tests::commands;
+use dfs_tests::library_target::{LibraryTarget, regular_file};
+use dfs_tests::{amount, commands};
 
 fn c(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
@@ -357,32 +359,53 @@ fn what_is_not_offered_has_the_errno_of_its_man_page() {
     assert_eq!(found.blocks(), 16);
 }
 
+/// Makes `count` empty files called "stays-0" and so on, many at a time.
+fn make_names(cluster: &Cluster, directory: &str, count: usize) {
+    const AT_ONCE: usize = 64;
+    let client = LibraryTarget::connect(cluster.address());
+    let fs = client.fs();
+    let parent = Ino(client.run(fs.lookup(fs.root(), directory.as_bytes())).unwrap().ino);
+    let make = |first: usize| {
+        let fs = fs.clone();
+        async move {
+            for number in (first..count).step_by(AT_ONCE) {
+                fs.create(parent, format!("stays-{number}").as_bytes(), regular_file(0o644)).await.unwrap();
+            }
+        }
+    };
+    client.run(async {
+        let mut makers: tokio::task::JoinSet<()> = (0..AT_ONCE).map(make).collect();
+        while let Some(made) = makers.join_next().await {
+            made.unwrap();
+        }
+    });
+}
+
 /// A large directory streams: each name once while others come and go, positions stay true, and memory stays small.
 #[test]
 fn listings_stream_and_positions_stay_true() {
-    const NAMES: usize = 5_000;
+    let names = amount(20_000, 1_000_000) as usize;
     let cluster = Cluster::start();
     let mut mount = cluster.mount();
     let directory = mount.join("directory");
     fs::create_dir(&directory).unwrap();
-    for number in 0..NAMES {
-        File::create(directory.join(format!("stays-{number}"))).unwrap();
-    }
+    make_names(&cluster, "directory", names);
+    let every = names / 700;
     let mut seen = BTreeSet::new();
     for (number, entry) in fs::read_dir(&directory).unwrap().enumerate() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.starts_with("stays-") {
             assert!(seen.insert(name), "each name comes once");
         }
-        if number % 7 == 0 {
+        if number % every == 0 {
             File::create(directory.join(format!("comes-{number}"))).unwrap();
-        }
-        if number % 21 == 20 {
-            fs::remove_file(directory.join(format!("comes-{}", number - 20))).unwrap();
+            if number % (3 * every) == 0 {
+                fs::remove_file(directory.join(format!("comes-{number}"))).unwrap();
+            }
         }
     }
-    assert_eq!(seen.len(), NAMES);
-    seek_in(&directory, NAMES);
+    assert_eq!(seen.len(), names);
+    seek_in(&directory, names);
     // `ls -l` asks for attributes with the names; every one is right.
     let listed = commands::shell(&directory, "ls -l | wc -l", &[]);
     let count: usize = listed.trim().parse().unwrap();
@@ -413,7 +436,9 @@ fn seek_in(directory: &Path, at_least: usize) {
         }
         assert!(places.len() > at_least);
         assert_eq!(places.iter().map(|(place, _)| place).collect::<BTreeSet<_>>().len(), places.len());
-        for (place, name) in places.iter().step_by(97).chain(places.iter().rev().step_by(501)) {
+        for (place, name) in
+            places.iter().step_by(at_least / 50).chain(places.iter().rev().step_by(at_least / 10))
+        {
             libc::seekdir(stream, *place);
             assert_eq!(next().as_ref(), Some(name));
         }

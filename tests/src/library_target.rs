@@ -26,6 +26,11 @@ const PIECE: usize = 128 * 1024;
 /// The owner of locks that are never taken.
 const NOBODY: u64 = 0;
 
+/// A regular file of root's, to be made with just this mode.
+pub fn regular_file(mode: u32) -> NewFile {
+    NewFile { kind: FileKind::Regular, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: Default::default() }
+}
+
 /// One client of a cluster.
 pub struct LibraryTarget {
     runtime: Runtime,
@@ -219,8 +224,7 @@ impl LibraryTarget {
 
     fn create(&self, path: &Path, mode: u32) -> Done<()> {
         let (directory, name) = self.parent(path)?;
-        let kind = FileKind::Regular;
-        let file = NewFile { kind, mode, umask: UMASK, uid: 0, gid: 0, rdev: 0, target: Default::default() };
+        let file = NewFile { umask: UMASK, ..regular_file(mode) };
         let options = OpenOptions { write: true, ..Default::default() };
         let fs = self.fs();
         let made = self.run(fs.create_open(Ino(directory.ino), name.as_bytes(), file, options, true));

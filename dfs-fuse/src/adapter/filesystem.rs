@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use dfs_client::fs::{FileSystem, HandleId, NewFile};
 use dfs_proto::meta::{LockRange, SetAttr, XattrMode};
-use dfs_proto::{Attr, Failure, FileKind, Ino};
+use dfs_proto::{Attr, Code, Failure, FileKind, Ino};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -411,9 +411,15 @@ impl Filesystem for Adapter {
         let (fs, parent, name) = (self.fs.clone(), self.ino(parent), name.to_owned());
         let (told, asked) = (self.told.clone(), self.told.ask());
         let operation = async move {
-            let exclusive = flags & libc::O_EXCL != 0;
-            let (attr, handle, keep_cache) =
-                fs.create_open(parent, name.as_bytes(), file, options, exclusive).await?;
+            // A file that somebody else made since the kernel looked: whether the caller may open it is for the kernel to
+            // say, which looks again when told ESTALE. root may.
+            let (asked_exclusive, look_again) = (flags & libc::O_EXCL != 0, file.uid != 0);
+            let opened =
+                fs.create_open(parent, name.as_bytes(), file, options, asked_exclusive || look_again);
+            let (attr, handle, keep_cache) = opened.await.map_err(|failure| match failure.code {
+                Code::Exists if !asked_exclusive => Failure::new(Code::Stale, failure.message),
+                _ => failure,
+            })?;
             Ok((told.tell(asked, &attr)?, handle, keep_cache))
         };
         self.hand.on(

@@ -5,6 +5,9 @@
 //! between threads, and what arrives during one commit is the next one. An answer leaves when its group is durable;
 //! one that rests on nothing uncommitted leaves at once.
 //!
+//! Neither waits for the store's disk to run an operation: where the store is larger than its cache, a request is rehearsed
+//! on another thread first.
+//!
 //! When a commit fails the machine ends: what operations have seen since is not in the store, so nothing may be
 //! answered from it. Requests are never dropped silently: their callers are told that the server stopped.
 
@@ -12,6 +15,7 @@ mod admission;
 mod core;
 mod inbox;
 mod job;
+mod rehearsal;
 pub mod startup;
 #[cfg(test)]
 mod tests;
@@ -25,7 +29,7 @@ use std::time::Duration;
 use dfs_proto::meta::{Reply, Request};
 use dfs_proto::{Code, Failure};
 use prost::Message;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use self::core::{Core, Group};
 use self::inbox::{Inbox, Next};
@@ -70,6 +74,7 @@ struct Shared {
     core: Mutex<Core>,
     store: Arc<dyn Store>,
     space: Arc<Space>,
+    settings: Settings,
     ended: watch::Sender<Option<End>>,
 }
 
@@ -82,9 +87,10 @@ impl Machine {
         settings: Settings,
         space: Arc<Space>,
     ) -> std::io::Result<Self> {
-        let core = Mutex::new(Core::new(store.clone(), live, settings, space.clone()));
+        let core = Mutex::new(Core::new(store.clone(), live, settings.clone(), space.clone()));
         let (sender, ended) = watch::channel(None);
-        let shared = Arc::new(Shared { inbox: Inbox::default(), core, store, space, ended: sender });
+        let shared =
+            Arc::new(Shared { inbox: Inbox::default(), core, store, space, settings, ended: sender });
         let mut threads = Vec::new();
         for name in ["machine-a", "machine-b"] {
             let shared = shared.clone();
@@ -117,15 +123,18 @@ impl Handle {
     /// machine has stopped: then nobody knows whether the request took effect, and asking again with its number tells.
     pub async fn call(&self, request: Request) -> Result<Reply, Failure> {
         let permits = (1 + request.encoded_len() / PERMIT_BYTES).min(PERMITS) as u32;
+        let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| stopped())?;
+        let request = self.rehearse(request).await;
         let (sender, receiver) = oneshot::channel();
-        self.push(Work::Call(Box::new(request), sender), permits).await?;
+        self.push(Work::Call(Box::new(request), sender), permit)?;
         receiver.await.map(|reply| *reply).map_err(|_| stopped())
     }
 
     /// Runs a piece of background work.
     pub async fn internal(&self, op: Internal) -> Result<Progress, Failure> {
         let (sender, receiver) = oneshot::channel();
-        self.push(Work::Internal(op, sender), 1).await?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| stopped())?;
+        self.push(Work::Internal(op, sender), permit)?;
         receiver.await.map_err(|_| stopped())?
     }
 
@@ -137,7 +146,8 @@ impl Handle {
     ) -> Result<T, Failure> {
         let (sender, receiver) = oneshot::channel();
         let look = move |live: &mut Live, uptime| drop(sender.send(look(live, uptime)));
-        self.push(Work::Inspect(Box::new(look)), 1).await?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| stopped())?;
+        self.push(Work::Inspect(Box::new(look)), permit)?;
         receiver.await.map_err(|_| stopped())
     }
 
@@ -150,8 +160,22 @@ impl Handle {
         }
     }
 
-    async fn push(&self, work: Work, permits: u32) -> Result<(), Failure> {
-        let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| stopped())?;
+    /// Lets a request that may find the store's cache cold run on another thread first.
+    async fn rehearse(&self, request: Request) -> Request {
+        if self.shared.store.fits_in_memory() || !rehearsal::is_of_use(&request) {
+            return request;
+        }
+        let (request, shared) = (Arc::new(request), self.shared.clone());
+        let rehearsed = request.clone();
+        let rehearsal = tokio::task::spawn_blocking(move || {
+            rehearsal::rehearse(&*shared.store, &shared.settings, &rehearsed);
+        });
+        // However it ended, the real run decides.
+        drop(rehearsal.await);
+        Arc::unwrap_or_clone(request)
+    }
+
+    fn push(&self, work: Work, permit: OwnedSemaphorePermit) -> Result<(), Failure> {
         self.shared.inbox.push(Job { work, permit: Some(permit) }).map_err(|_| stopped())
     }
 }

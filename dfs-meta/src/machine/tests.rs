@@ -4,7 +4,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use dfs_proto::meta::{
-    CloseSession, GetAttr, Heartbeat, OpenSession, Reclaim, Reply, Request, SessionOpened, reply, request,
+    CloseSession, Create, GetAttr, Heartbeat, Lookup, OpenSession, Reclaim, Reply, Request, SessionOpened,
+    reply, request,
 };
 use dfs_proto::{Class, ClusterId, Code, Failure, PROTOCOL_VERSION, Timestamp, limits};
 
@@ -27,6 +28,9 @@ struct Gate {
     shut: bool,
     broken: bool,
     full: bool,
+    cold: bool,
+    /// Keys that were read, and whether by one of the machine's threads.
+    read: Vec<(Vec<u8>, bool)>,
     waiting: usize,
     batches: Vec<usize>,
 }
@@ -47,6 +51,8 @@ impl GatedStore {
 
 impl Store for GatedStore {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let by_machine = std::thread::current().name().is_some_and(|name| name.starts_with("machine"));
+        self.gate.lock().unwrap().read.push((key.to_vec(), by_machine));
         self.inner.get(key)
     }
     fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
@@ -66,6 +72,9 @@ impl Store for GatedStore {
             return Err(StoreError::Io("pulled out".into()));
         }
         self.inner.commit(batch)
+    }
+    fn fits_in_memory(&self) -> bool {
+        !self.gate.lock().unwrap().cold
     }
     fn reserve(&self, _bytes: u64) -> Result<bool, StoreError> {
         Ok(!self.gate.lock().unwrap().full)
@@ -252,6 +261,41 @@ async fn with_a_full_disk_only_what_frees_space_runs() {
     rig.store.set(|gate| gate.full = false);
     rig.open_session().await;
     assert_ne!(rig.call(create).await.unwrap_err().code, Code::NoSpace);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_cold_is_read_by_others_before_the_machine() {
+    let rig = Rig::fresh();
+    let opened = rig.open_session().await;
+    let mut number = 0;
+    let mut numbered = |op| {
+        number += 1;
+        Request { session: opened.session, epoch: opened.epoch, number, ..request(op) }
+    };
+    for cold in [false, true] {
+        rig.store.set(|gate| gate.cold = cold);
+        let name = format!("cold-{cold}");
+        let create = Create {
+            parent: dfs_proto::Ino::ROOT.0,
+            name: name.clone().into_bytes().into(),
+            kind: dfs_proto::FileKind::Regular.into(),
+            ..Default::default()
+        };
+        rig.call(numbered(request::Op::Create(create))).await.unwrap();
+        let lookup = Lookup { parent: dfs_proto::Ino::ROOT.0, name: name.into_bytes().into() };
+        rig.store.set(|gate| gate.read.clear());
+        rig.call(request(request::Op::Lookup(lookup))).await.unwrap();
+        let read = std::mem::take(&mut rig.store.gate.lock().unwrap().read);
+        let (mine, others): (Vec<_>, Vec<_>) = read.iter().partition(|(_, by_machine)| *by_machine);
+        assert!(!mine.is_empty() && others.is_empty() != cold, "{read:?}");
+        if cold {
+            assert!(!read[0].1, "the others come first");
+            let keys =
+                |reads: &[&(Vec<u8>, bool)]| reads.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+            assert_eq!(keys(&mine), keys(&others), "and read the same");
+        }
+    }
+    assert_eq!(numbered(request::Op::StatFs(Default::default())).number, 3, "each change was made once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

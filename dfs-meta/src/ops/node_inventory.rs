@@ -37,17 +37,23 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &NodeInventory) -> Result<D
     let compared_to = if all { last } else { expected.keys().next_back().copied().unwrap_or(first) };
 
     let next_id = counters::get(cx.tx, counters::LAST_CHUNK)?.saturating_add(1);
-    for shard in request.shards.iter().filter(|shard| shard.chunk <= compared_to.0) {
-        let id = ChunkId(shard.chunk);
-        match expected.remove(&id) {
-            Some(held) if (held.index, held.length) != (shard.index, shard.length) => {
-                shard_health::lose(cx, node, id, shard_health::Loss::Corrupt)?;
+    for shards in request.shards.chunk_by(|one, next| one.chunk == next.chunk) {
+        let id = ChunkId(shards[0].chunk);
+        if id > compared_to {
+            break;
+        }
+        let Some(held) = expected.remove(&id) else {
+            for shard in shards {
+                unexpected(cx, node, shard, next_id)?;
             }
-            Some(held) if held.lost => {
-                shard_health::find(cx, node, id)?;
-            }
-            Some(_) => {}
-            None => unexpected(cx, node, shard, next_id)?,
+            continue;
+        };
+        // Others of the same chunk are left over from a writer that gave up; they go with the chunk.
+        let whole = shards.iter().any(|shard| (held.index, held.length) == (shard.index, shard.length));
+        match (whole, held.lost) {
+            (false, _) => shard_health::lose(cx, node, id, shard_health::Loss::Corrupt).map(drop)?,
+            (true, true) => shard_health::find(cx, node, id).map(drop)?,
+            (true, false) => {}
         }
     }
     let mut missing = 0_u64;
@@ -71,12 +77,12 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &NodeInventory) -> Result<D
 }
 
 fn check(request: &NodeInventory) -> Result<(), Failure> {
-    let sorted = request.shards.is_sorted_by(|one, next| one.chunk < next.chunk);
+    let sorted = request.shards.is_sorted_by(|one, next| (one.chunk, one.index) < (next.chunk, next.index));
     let inside = request.shards.iter().all(|shard| (request.first..=request.last).contains(&shard.chunk));
     if request.shards.len() > limits::MAX_INVENTORY_PAGE || !sorted || !inside || request.first > request.last
     {
         let message = format!(
-            "an inventory's page has at most {} shards, sorted by chunk, from its first to its last",
+            "an inventory's page has at most {} shards, sorted by chunk and index, from its first chunk to its last",
             limits::MAX_INVENTORY_PAGE
         );
         return Err(Failure::new(Code::Invalid, message));

@@ -51,6 +51,10 @@ impl Store for MemoryStore {
         Ok(true)
     }
 
+    fn fits_in_memory(&self) -> bool {
+        true
+    }
+
     fn size_bytes(&self) -> Result<u64, StoreError> {
         let pairs = self.pairs.read().expect(POISONED);
         Ok(pairs.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())

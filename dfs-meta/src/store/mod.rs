@@ -41,6 +41,9 @@ pub trait Store: Send + Sync + 'static {
     /// filled up below that. False: the disk has not so much left.
     fn reserve(&self, bytes: u64) -> Result<bool, StoreError>;
 
+    /// Whether everything in the store may be in memory: reading never waits for a disk then.
+    fn fits_in_memory(&self) -> bool;
+
     /// Bytes the store takes on its disk.
     fn size_bytes(&self) -> Result<u64, StoreError>;
 }

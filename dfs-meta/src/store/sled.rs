@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -32,6 +33,9 @@ pub struct SledStore {
     db: Db,
     /// The log file that sled writes, opened once more.
     log: File,
+    /// Its length when it was looked at last.
+    log_bytes: AtomicU64,
+    cache_bytes: u64,
     directory: PathBuf,
     writer: Mutex<Writer>,
 }
@@ -67,7 +71,8 @@ impl SledStore {
             handle.sync_all().map_err(|error| disk_error(&error, made))?;
         }
         let writer = Mutex::new(Writer { journal, synced: HashSet::new() });
-        let store = Self { db, log, directory: directory.to_owned(), writer };
+        let log_bytes = AtomicU64::new(log.metadata()?.len());
+        let store = Self { db, log, log_bytes, cache_bytes, directory: directory.to_owned(), writer };
         store.checkpoint(&mut store.writer.lock().expect(POISONED))?;
         Ok(store)
     }
@@ -138,6 +143,7 @@ impl Store for SledStore {
     /// Blocks beyond the end of sled's log are kept allocated: whoever else fills the disk, they are ours.
     fn reserve(&self, bytes: u64) -> Result<bool, StoreError> {
         let metadata = self.log.metadata()?;
+        self.log_bytes.store(metadata.len(), Ordering::Relaxed);
         let held = (metadata.blocks() * 512).saturating_sub(metadata.len());
         if held >= bytes / 2 {
             return Ok(true);
@@ -155,6 +161,11 @@ impl Store for SledStore {
             Err(nix::Error::EOPNOTSUPP) => Ok(true),
             Err(error) => Err(std::io::Error::from(error).into()),
         }
+    }
+
+    /// The log is longer than what is in it, so that it is never said too late that the cache is too small.
+    fn fits_in_memory(&self) -> bool {
+        self.log_bytes.load(Ordering::Relaxed) <= self.cache_bytes
     }
 
     fn size_bytes(&self) -> Result<u64, StoreError> {
@@ -296,6 +307,21 @@ mod tests {
             all(&SledStore::open(directory.path(), 1 << 20).unwrap()),
             [(b"k".to_vec(), b"two".to_vec())]
         );
+    }
+
+    #[test]
+    fn a_store_that_outgrows_its_cache_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path(), 4 << 20).unwrap();
+        assert!(store.fits_in_memory());
+        for number in 0..100_u32 {
+            let value = (0..100_000_u32).map(|i| (i * number) as u8).collect();
+            store.commit(&Batch::from([(number.to_le_bytes().to_vec(), Some(value))])).unwrap();
+            assert!(store.reserve(0).unwrap());
+        }
+        store.db.flush().unwrap();
+        assert!(store.reserve(0).unwrap());
+        assert!(!store.fits_in_memory(), "10 MB are in it");
     }
 
     #[test]

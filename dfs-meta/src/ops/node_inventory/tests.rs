@@ -174,3 +174,25 @@ fn bad_pages_and_strangers_are_refused() {
     bench.uptime += Duration::from_secs(1);
     asked(&mut bench);
 }
+
+#[test]
+fn a_second_shard_of_a_chunk_does_not_spoil_the_list() {
+    let (mut bench, held) = written();
+    let other = shard(held[1].chunk, held[1].index + 1, 70, OLD);
+    let with_other = [held[0], held[1], other, held[2]];
+    asked(&mut bench);
+    page(&mut bench, 0, u64::MAX, &with_other).unwrap();
+    assert_eq!(lost(&bench, &held), [false; 3]);
+    assert!(orders(&mut bench).is_empty(), "the chunk is needed");
+    bench.check();
+
+    bench.uptime += bench.settings.inventory_interval;
+    asked(&mut bench);
+    let alone = [held[0], other, held[2]];
+    page(&mut bench, 0, u64::MAX, &alone).unwrap();
+    assert_eq!(lost(&bench, &held), [false, true, false], "another shard is not the one");
+    bench.uptime += bench.settings.inventory_interval;
+    asked(&mut bench);
+    let twice = [held[0], held[0], held[1], held[2]];
+    assert_eq!(page(&mut bench, 0, u64::MAX, &twice).unwrap_err().code, Code::Invalid);
+}
