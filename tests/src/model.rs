@@ -364,9 +364,10 @@ impl Model {
         Ok(())
     }
 
+    /// Forgets an inode that nobody can reach any more; it may be forgotten already.
     fn forget_unused(&mut self, ino: u64) {
         let is_open = self.open.values().any(|&open| open == ino);
-        if self.inodes[&ino].links == 0 && !is_open {
+        if self.inodes.get(&ino).is_some_and(|inode| inode.links == 0) && !is_open {
             self.inodes.remove(&ino);
         }
     }
