@@ -7,6 +7,7 @@ use std::time::Duration;
 use dfs_proto::chunk::chunk_server::ChunkServer;
 use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -32,7 +33,12 @@ pub(crate) async fn serve(
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let service = ChunkServer::new(ChunkService::new(node))
+    let (stop_taking, stopping) = watch::channel(false);
+    let stop = async move {
+        stop.await;
+        stop_taking.send_replace(true);
+    };
+    let service = ChunkServer::new(ChunkService::new(node, stopping))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

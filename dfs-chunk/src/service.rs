@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_proto::chunk::chunk_server::Chunk;
-use dfs_proto::chunk::{PingReply, PingRequest, PutFrame, PutReply, PutResult, ReadFrame, ReadRequest};
+use dfs_proto::chunk::{
+    PingReply, PingRequest, PutFrame, PutReply, PutResult, ReadFrame, ReadRequest, SmallReply, SmallRequest,
+    small_reply, small_request,
+};
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::{Code, Failure};
-use futures::Stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -26,6 +29,8 @@ const PEER_DEADLINE: Duration = Duration::from_secs(40);
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest chain behind a node: a class has at most 5 shards.
 const MAX_CHAIN: usize = 4;
+/// Requests at work of one stream of small ones; more wait in the connection.
+const MAX_EXCHANGED: usize = 32;
 /// Puts at once, for each number of nodes behind this one.
 const MAX_PUTS: usize = 32;
 /// Frames in memory at once, for each number of nodes behind this one, in KiB.
@@ -36,9 +41,14 @@ const READ_BUFFER_KIB: usize = 48 * 1024;
 const READ_FRAMES: usize = 3;
 
 /// The service.
-pub(crate) struct ChunkService {
+#[derive(Clone)]
+pub(crate) struct ChunkService(Arc<Inner>);
+
+pub(crate) struct Inner {
     node: Arc<Node>,
     peers: Peers,
+    /// Becomes true when the daemon stops: then streams of requests take no more.
+    stopping: watch::Receiver<bool>,
     /// By the number of nodes behind this one in the chain. Each level waits only for lower ones, here and on other nodes,
     /// so that chains in a circle can't wait for each other.
     levels: [Level; MAX_CHAIN + 1],
@@ -51,14 +61,28 @@ struct Level {
 }
 
 impl ChunkService {
-    pub(crate) fn new(node: Arc<Node>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, stopping: watch::Receiver<bool>) -> Self {
         let level =
             |_| Level { puts: Semaphore::new(MAX_PUTS), buffer: Arc::new(Semaphore::new(PUT_BUFFER_KIB)) };
         let levels = std::array::from_fn(level);
-        Self { node, peers: Peers::default(), levels, read_buffer: Arc::new(Semaphore::new(READ_BUFFER_KIB)) }
+        let read_buffer = Arc::new(Semaphore::new(READ_BUFFER_KIB));
+        Self(Arc::new(Inner { node, peers: Peers::default(), stopping, levels, read_buffer }))
     }
+}
 
-    async fn receive(&self, mut frames: Streaming<PutFrame>) -> Result<PutReply, Failure> {
+impl std::ops::Deref for ChunkService {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Inner {
+    async fn receive(
+        &self,
+        mut frames: impl Stream<Item = Result<PutFrame, Status>> + Unpin,
+    ) -> Result<PutReply, Failure> {
         let member = self.node.member()?;
         let first = next_frame(&mut frames).await?;
         let header = first.header.ok_or_else(|| invalid("the first frame of a put bears its header"))?;
@@ -107,9 +131,10 @@ impl ChunkService {
         Ok(PutReply { results: put.finish(this).await })
     }
 
-    async fn send(&self, request: ReadRequest) -> Result<FrameStream, Failure> {
+    /// Opens a shard and reads the first frame of what is asked for.
+    async fn begin_read(&self, request: &ReadRequest) -> Result<Begun, Failure> {
         let member = self.node.member()?;
-        let order = ReadOrder::parse(&request, member.cluster)?;
+        let order = ReadOrder::parse(request, member.cluster)?;
         let kib = (request.length as usize).min(READ_FRAMES * MAX_FRAME_DATA).div_ceil(1024) as u32;
         let held = turn(self.read_buffer.clone().acquire_many_owned(kib)).await?;
         let store = member.store.clone();
@@ -117,18 +142,66 @@ impl ChunkService {
             let shard = store.open(order.key)?;
             let end = order.end(shard.header().length)?;
             let frame = read_frame(&store, &shard, order.offset, end)?;
-            Ok::<_, Failure>((store, shard, end, frame))
+            let rest = order.offset + frame.data.len() as u64..end;
+            Ok::<_, Failure>(Begun { store, shard, frame, rest, held })
         });
-        let (store, shard, end, frame) = opened.await.map_err(|_| lost_thread())??;
-        let offset = order.offset + frame.data.len() as u64;
-        if offset == end {
+        opened.await.map_err(|_| lost_thread())?
+    }
+
+    async fn send(&self, request: ReadRequest) -> Result<FrameStream, Failure> {
+        let Begun { store, shard, frame, rest, held } = self.begin_read(&request).await?;
+        if rest.is_empty() {
             return Ok(Box::pin(tokio_stream::once(Ok(frame))));
         }
         // One frame waits here while another is read, so that disk and connection work at the same time.
         let (frames, stream) = mpsc::channel(READ_FRAMES - 2);
-        tokio::spawn(send_frames(store, shard, frame, offset..end, frames, held));
+        tokio::spawn(send_frames(store, shard, frame, rest, frames, held));
         Ok(Box::pin(ReceiverStream::new(stream)))
     }
+
+    /// One request of a stream of them. What holds the answer's memory comes with it.
+    async fn answer(
+        &self,
+        request: Result<SmallRequest, Status>,
+    ) -> Result<(SmallReply, Option<OwnedSemaphorePermit>), Status> {
+        let SmallRequest { tag, op } = request?;
+        let answer = match op {
+            Some(small_request::Op::Put(frame)) => self.put_small(frame).await,
+            Some(small_request::Op::Read(request)) => self.read_small(request).await,
+            None => Err(Failure::new(Code::VersionUnknown, "this daemon does not know the operation")),
+        };
+        let (result, held) =
+            answer.unwrap_or_else(|failure| (small_reply::Result::Error(failure.into()), None));
+        Ok((SmallReply { tag, result: Some(result) }, held))
+    }
+
+    async fn put_small(&self, frame: PutFrame) -> Result<SmallAnswer, Failure> {
+        if frame.header.as_ref().is_some_and(|header| !header.forward.is_empty()) {
+            return Err(invalid("what is to be forwarded has a stream of its own"));
+        }
+        let reply = self.receive(stream::iter([Ok(frame)])).await?;
+        Ok((small_reply::Result::Put(reply), None))
+    }
+
+    async fn read_small(&self, request: ReadRequest) -> Result<SmallAnswer, Failure> {
+        if request.length > MAX_FRAME_DATA as u64 {
+            return Err(invalid("a read of more than a frame has a stream of its own"));
+        }
+        let Begun { frame, held, .. } = self.begin_read(&request).await?;
+        Ok((small_reply::Result::Read(frame), Some(held)))
+    }
+}
+
+type SmallAnswer = (small_reply::Result, Option<OwnedSemaphorePermit>);
+
+/// A read whose first frame is here.
+struct Begun {
+    store: Arc<Store>,
+    shard: OpenShard,
+    frame: ReadFrame,
+    /// What is to be read after it.
+    rest: std::ops::Range<u64>,
+    held: OwnedSemaphorePermit,
 }
 
 /// Both ways that a shard's blocks go.
@@ -185,11 +258,13 @@ fn take(order: &mut PutOrder, second_header: bool, blocks: &Blocks) -> Result<()
     order.take(blocks)
 }
 
-async fn next_frame(frames: &mut Streaming<PutFrame>) -> Result<PutFrame, Failure> {
-    match tokio::time::timeout(PEER_DEADLINE, frames.message()).await {
-        Ok(Ok(Some(frame))) => Ok(frame),
-        Ok(Ok(None)) => Err(invalid("the put ends before its shard does")),
-        Ok(Err(status)) => Err(status.into()),
+async fn next_frame(
+    frames: &mut (impl Stream<Item = Result<PutFrame, Status>> + Unpin),
+) -> Result<PutFrame, Failure> {
+    match tokio::time::timeout(PEER_DEADLINE, frames.next()).await {
+        Ok(Some(Ok(frame))) => Ok(frame),
+        Ok(None) => Err(invalid("the put ends before its shard does")),
+        Ok(Some(Err(status))) => Err(status.into()),
         Err(_) => Err(Failure::new(
             Code::Unavailable,
             format!("the writer has sent nothing for {} seconds", PEER_DEADLINE.as_secs()),
@@ -263,6 +338,28 @@ impl Chunk for ChunkService {
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<FrameStream>, Status> {
         let frames = self.send(request.into_inner()).await?;
         Ok(Response::new(frames))
+    }
+
+    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<SmallReply, Status>> + Send>>;
+
+    async fn exchange(
+        &self,
+        requests: Request<Streaming<SmallRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let (service, mut stopping) = (self.clone(), self.stopping.clone());
+        // What was taken before is still answered.
+        let requests = requests
+            .into_inner()
+            .take_until(async move { stopping.wait_for(|stopping| *stopping).await.is_ok() });
+        let answers = requests
+            .map(move |request| {
+                let service = service.clone();
+                async move { service.answer(request).await }
+            })
+            .buffer_unordered(MAX_EXCHANGED)
+            // Memory is held until the answer is taken to be sent.
+            .map(|answer| answer.map(|(reply, _held)| reply));
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingReply>, Status> {

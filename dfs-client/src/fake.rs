@@ -16,7 +16,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::{BroadcastStream, TcpListenerStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Response, Status};
+use tonic::{Response, Status, Streaming};
 
 pub(crate) const CLUSTER: [u8; 16] = [7; 16];
 
@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// Never carried out, and nothing is answered but that the connection broke.
     LoseRequest,
+    /// The stream of calls that it came on breaks.
+    BreakStream,
     /// Answered with an error of this code.
     Answer(Code),
 }
@@ -198,15 +200,14 @@ impl FakeMeta {
     }
 }
 
+#[derive(Clone)]
 struct Service {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<(u64, Event)>,
 }
 
-#[tonic::async_trait]
-impl Meta for Service {
-    async fn call(&self, request: tonic::Request<Request>) -> Result<Response<Reply>, Status> {
-        let request = request.into_inner();
+impl Service {
+    fn answer(&self, request: Request) -> Result<Reply, Status> {
         let mut state = self.state.lock().expect("no panic under this lock");
         let op = request.op.clone().ok_or_else(|| Status::invalid_argument("no operation"))?;
         let name = name_of(&op);
@@ -215,6 +216,7 @@ impl Meta for Service {
         let fault = state.faults.iter().position(|(what, _)| *what == name);
         let fault = fault.and_then(|at| state.faults.remove(at)).map(|(_, fault)| fault);
         let result = match fault {
+            Some(Fault::BreakStream) => return Err(Status::aborted("the stream broke")),
             Some(Fault::LoseRequest) => return Err(Status::unavailable("the connection broke")),
             Some(Fault::Answer(code)) => Err(code.into()),
             _ => state.handle(&request, op, &self.events),
@@ -223,7 +225,32 @@ impl Meta for Service {
             return Err(Status::unavailable("the connection broke"));
         }
         let result = result.unwrap_or_else(|failure| reply::Result::Error(failure.into()));
-        Ok(Response::new(Reply { boot: state.boot, result: Some(result) }))
+        Ok(Reply { boot: state.boot, result: Some(result) })
+    }
+}
+
+#[tonic::async_trait]
+impl Meta for Service {
+    async fn call(&self, request: tonic::Request<Request>) -> Result<Response<Reply>, Status> {
+        Ok(Response::new(self.answer(request.into_inner())?))
+    }
+
+    type CallsStream = Pin<Box<dyn Stream<Item = Result<TaggedReply, Status>> + Send>>;
+
+    async fn calls(
+        &self,
+        requests: tonic::Request<Streaming<TaggedRequest>>,
+    ) -> Result<Response<Self::CallsStream>, Status> {
+        let service = self.clone();
+        let answers = requests.into_inner().map(move |request| {
+            let TaggedRequest { tag, request } = request?;
+            Ok(match service.answer(request.unwrap_or_default()) {
+                Ok(reply) => TaggedReply { tag, reply: Some(reply), error: None },
+                Err(broken) if broken.code() == tonic::Code::Aborted => return Err(broken),
+                Err(lost) => TaggedReply { tag, reply: None, error: Some(Failure::from(lost).into()) },
+            })
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;

@@ -2,22 +2,28 @@
 //! that a request did not reach the machine.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE, RPC_DEADLINE};
 use dfs_proto::meta::meta_server::{Meta, MetaServer};
-use dfs_proto::meta::{Event, Reply, Request, WatchRequest, reply, request};
+use dfs_proto::meta::{Event, Reply, Request, TaggedReply, TaggedRequest, WatchRequest, reply, request};
 use dfs_proto::{Code, Epoch, Failure, SessionId};
+use futures::{Stream, StreamExt};
+use prost::Message;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Response, Status};
+use tonic::{Response, Status, Streaming};
 
 use crate::machine::Handle;
 use crate::status::StatusBoard;
 
-/// Requests of one connection at work at a time; more wait in the connection.
+/// What a tag adds to a message, at most.
+const TAG_BYTES: usize = 64;
+/// Requests of one connection, and of one stream of calls, at work at a time; more wait in the connection.
 const STREAMS: u32 = 256;
 /// What one stream and one connection may send ahead.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -28,32 +34,36 @@ const LINGER: std::time::Duration = std::time::Duration::from_secs(3);
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The gRPC service.
+#[derive(Clone)]
 pub struct Service {
     handle: Handle,
     status: Arc<StatusBoard>,
+    /// Becomes true when the server stops: then streams of calls take no more.
+    stopping: watch::Receiver<bool>,
 }
 
 impl Service {
     /// Answers from the machine and the status board.
     pub fn new(handle: Handle, status: Arc<StatusBoard>) -> Self {
-        Self { handle, status }
+        // Without a server it never stops.
+        Self { handle, status, stopping: watch::channel(false).1 }
     }
 
     /// Serves `listener` until `stop` resolves; then refuses new requests, ends what sessions watch, and finishes the
     /// requests at work, for as long as [`LINGER`].
     pub async fn serve(
-        self,
+        mut self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let handle = self.handle.clone();
-        let (stopping, stopped) = tokio::sync::oneshot::channel();
+        let (stopping, mut stopped) = watch::channel(false);
+        self.stopping = stopped.clone();
         let stop = async move {
             stop.await;
             // A machine that has ended by itself has nobody to tell.
             let _ = handle.inspect(|live, _| live.sessions.end_watches()).await;
-            // Nobody waits any more only when serving has failed.
-            let _ = stopping.send(());
+            stopping.send_replace(true);
         };
         let service = MetaServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE)
@@ -70,7 +80,7 @@ impl Service {
             .add_service(service)
             .serve_with_incoming_shutdown(incoming, stop);
         let overdue = async {
-            match stopped.await {
+            match stopped.wait_for(|stopping| *stopping).await.map(drop) {
                 Ok(()) => tokio::time::sleep(LINGER).await,
                 Err(_) => std::future::pending().await,
             }
@@ -90,18 +100,57 @@ impl Service {
         }
         self.handle.call(request).await
     }
+
+    /// A request that waits longer than this was given up by its sender.
+    async fn answer_in_time(&self, request: Request) -> Result<Reply, Failure> {
+        let answer = tokio::time::timeout(RPC_DEADLINE, self.answer(request)).await;
+        answer.unwrap_or_else(|_| {
+            Err(Failure::new(Code::Unavailable, "the metadata server did not answer in time"))
+        })
+    }
+
+    /// A request of a stream of calls.
+    async fn answer_tagged(self, request: Result<TaggedRequest, Status>) -> Result<TaggedReply, Status> {
+        let TaggedRequest { tag, request } = request?;
+        let answer = self.answer_in_time(request.unwrap_or_default()).await;
+        let (reply, error) = match answer.and_then(fitting) {
+            Ok(reply) => (Some(reply), None),
+            Err(failure) => (None, Some(failure.into())),
+        };
+        Ok(TaggedReply { tag, reply, error })
+    }
+}
+
+/// A reply that is too long to be sent would end the whole stream.
+fn fitting(reply: Reply) -> Result<Reply, Failure> {
+    match reply.encoded_len() <= MAX_MESSAGE - TAG_BYTES {
+        true => Ok(reply),
+        false => Err(Failure::new(Code::TooBig, "the answer is longer than a message may be")),
+    }
 }
 
 #[tonic::async_trait]
 impl Meta for Service {
     async fn call(&self, request: tonic::Request<Request>) -> Result<Response<Reply>, Status> {
-        // A request that waits longer was given up by its sender.
-        let answer = tokio::time::timeout(RPC_DEADLINE, self.answer(request.into_inner())).await;
-        let late = || Failure::new(Code::Unavailable, "the metadata server did not answer in time");
-        Ok(Response::new(answer.unwrap_or_else(|_| Err(late()))?))
+        Ok(Response::new(self.answer_in_time(request.into_inner()).await?))
     }
 
-    type WatchStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<Event, Status>> + Send>>;
+    type CallsStream = Pin<Box<dyn Stream<Item = Result<TaggedReply, Status>> + Send>>;
+
+    async fn calls(
+        &self,
+        requests: tonic::Request<Streaming<TaggedRequest>>,
+    ) -> Result<Response<Self::CallsStream>, Status> {
+        let (service, mut stopping) = (self.clone(), self.stopping.clone());
+        // What was taken before is still answered.
+        let requests = requests
+            .into_inner()
+            .take_until(async move { stopping.wait_for(|stopping| *stopping).await.is_ok() });
+        let answers = requests.map(move |request| service.clone().answer_tagged(request));
+        Ok(Response::new(Box::pin(answers.buffer_unordered(STREAMS as usize))))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
 
     async fn watch(
         &self,
@@ -116,8 +165,7 @@ impl Meta for Service {
                 events
             })
             .await?;
-        let events = tokio_stream::StreamExt::map(ReceiverStream::new(watch?), Ok);
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(Box::pin(ReceiverStream::new(watch?).map(Ok))))
     }
 }
 

@@ -12,12 +12,13 @@ use dfs_proto::meta::meta_server::{Meta, MetaServer};
 use dfs_proto::meta::reply::Result as Answer;
 use dfs_proto::meta::request::Op;
 use dfs_proto::meta::{
-    Done, Event, NodeHeartbeat, NodeInventory, NodeJoin, NodeJoined, NodeOrders, Reply, Request, WatchRequest,
+    Done, Event, NodeHeartbeat, NodeInventory, NodeJoin, NodeJoined, NodeOrders, Reply, Request, TaggedReply,
+    TaggedRequest, WatchRequest,
 };
 use dfs_proto::{ClusterId, Code, Failure};
 use futures::Stream;
 use tokio::sync::oneshot;
-use tonic::{Response, Status};
+use tonic::{Response, Status, Streaming};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(*b"cluster of tests");
 
@@ -187,6 +188,15 @@ impl Meta for Service {
         let answer = state.answer(request.into_inner());
         let result = Some(answer.unwrap_or_else(|failure| Answer::Error(failure.into())));
         Ok(Response::new(Reply { boot, result }))
+    }
+
+    type CallsStream = Pin<Box<dyn Stream<Item = Result<TaggedReply, Status>> + Send>>;
+
+    async fn calls(
+        &self,
+        _: tonic::Request<Streaming<TaggedRequest>>,
+    ) -> Result<Response<Self::CallsStream>, Status> {
+        Err(Status::unimplemented("chunk daemons call one by one"))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;

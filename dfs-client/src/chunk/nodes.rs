@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use dfs_proto::chunk::PingRequest;
 use dfs_proto::chunk::chunk_client::ChunkClient;
+use dfs_proto::chunk::{PingRequest, SmallReply, SmallRequest, small_reply, small_request};
 use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
 use dfs_proto::{ClusterId, Code, Failure, Labels, NodeAddress};
 use tonic::transport::{Channel, Endpoint};
+
+use crate::line::{Line, Lost, Tagged};
 
 /// A connection that is not there after so long is not coming.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -49,12 +51,36 @@ pub(super) struct Node {
     place: NodeAddress,
     distance: u8,
     /// Small requests have a connection of their own, so that they don't wait behind large ones.
-    quick: Channel,
-    bulk: Channel,
+    quick: Connection,
+    bulk: Connection,
     health: Mutex<Health>,
     /// Smoothed time to the first byte of an answer.
     latency_us: AtomicU64,
     in_flight: AtomicUsize,
+}
+
+/// A connection, and the stream of small requests on it.
+struct Connection {
+    channel: Channel,
+    line: Line<SmallRequest, SmallReply>,
+}
+
+impl Connection {
+    fn new(endpoint: &Endpoint) -> Self {
+        Self { channel: endpoint.connect_lazy(), line: Line::new() }
+    }
+}
+
+impl Tagged for SmallRequest {
+    fn tag(&mut self) -> &mut u64 {
+        &mut self.tag
+    }
+}
+
+impl Tagged for SmallReply {
+    fn tag(&mut self) -> &mut u64 {
+        &mut self.tag
+    }
 }
 
 #[derive(Debug, Default)]
@@ -124,8 +150,8 @@ impl Node {
             id: address.node,
             place: address.clone(),
             distance,
-            quick: endpoint.connect_lazy(),
-            bulk: endpoint.connect_lazy(),
+            quick: Connection::new(&endpoint),
+            bulk: Connection::new(&endpoint),
             health: Mutex::default(),
             latency_us: AtomicU64::new(FIRST_LATENCY_US),
             in_flight: AtomicUsize::new(0),
@@ -134,13 +160,45 @@ impl Node {
 
     /// A client on one of the node's connections.
     pub(super) fn client(&self, lane: Lane) -> ChunkClient<Channel> {
-        let channel = match lane {
-            Lane::Quick => self.quick.clone(),
-            Lane::Bulk => self.bulk.clone(),
-        };
-        ChunkClient::new(channel)
+        ChunkClient::new(self.connection(lane).channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    fn connection(&self, lane: Lane) -> &Connection {
+        match lane {
+            Lane::Quick => &self.quick,
+            Lane::Bulk => &self.bulk,
+        }
+    }
+
+    /// A request of one frame and its answer. Sets no deadline.
+    pub(super) async fn exchange(
+        &self,
+        lane: Lane,
+        op: small_request::Op,
+    ) -> Result<small_reply::Result, Failure> {
+        let mut client = self.client(lane);
+        let request = SmallRequest { tag: 0, op: Some(op) };
+        let open = async move |requests| client.exchange(requests).await;
+        let result = match self.connection(lane).line.call(request, open).await {
+            Ok(SmallReply { result: Some(result), .. }) => result,
+            Ok(SmallReply { result: None, .. }) => {
+                return Err(
+                    self.explain(Failure::new(Code::VersionUnknown, "an answer this program does not know"))
+                );
+            }
+            Err(Lost::NotSent(status) | Lost::UnderWay(status)) => return Err(self.explain(status.into())),
+        };
+        match result {
+            small_reply::Result::Error(error) => Err(self.explain(error.into())),
+            result => Ok(result),
+        }
+    }
+
+    /// A failure, with the node's name.
+    pub(super) fn explain(&self, failure: Failure) -> Failure {
+        Failure::new(failure.code, format!("{}: {}", self.name(), failure.message))
     }
 
     /// For messages: who and where.

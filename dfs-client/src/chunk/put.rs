@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply};
+use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply, small_reply, small_request};
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::meta::{ChunkPlan, Replace, ShardPlan, reply, request};
 use dfs_proto::{Class, Code, Failure};
@@ -163,7 +163,7 @@ impl ChunkIo {
         };
         if packed.length() <= MAX_FRAME_DATA as u64 {
             let puts = targets.iter().map(|(index, node)| async move {
-                match put_to(node, Lane::Quick, packed, header(*index, Vec::new())).await {
+                match put_small(node, packed, header(*index, Vec::new())).await {
                     Ok(reply) => outcome_of(&reply, node, *index),
                     Err(failure) => Outcome::Failed(failure),
                 }
@@ -173,7 +173,7 @@ impl ChunkIo {
         let Some(((first_index, first), rest)) = targets.split_first() else { return Vec::new() };
         let forward =
             rest.iter().map(|(index, node)| ForwardTo { node: Some(node.place()), index: *index }).collect();
-        match put_to(first, Lane::Bulk, packed, header(*first_index, forward)).await {
+        match put_to(first, packed, header(*first_index, forward)).await {
             Ok(reply) => {
                 let mut broken = false;
                 let outcomes = targets.iter().map(|(index, node)| match outcome_of(&reply, node, *index) {
@@ -194,13 +194,24 @@ impl ChunkIo {
     }
 }
 
+/// Sends a chunk of one frame to one node and waits for its answer.
+async fn put_small(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) -> Result<PutReply, Failure> {
+    let _in_flight = node.begin();
+    let [frame] = packed.frames() else { unreachable!("a chunk that fits a frame is one") };
+    let (data, block_crc32c) = (frame.data.clone(), frame.block_crc32c.clone());
+    let put = small_request::Op::Put(PutFrame { header: Some(header), data, block_crc32c });
+    match tokio::time::timeout(STALL_TIMEOUT, node.exchange(Lane::Quick, put)).await {
+        Ok(Ok(small_reply::Result::Put(reply))) => Ok(reply),
+        Ok(Ok(_)) => {
+            Err(node.explain(Failure::new(Code::InputOutput, "the answer to a put is something else")))
+        }
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(stalled(node)),
+    }
+}
+
 /// Streams the chunk to one node and waits for its answer while there is progress.
-async fn put_to(
-    node: &Arc<Node>,
-    lane: Lane,
-    packed: &PackedChunk,
-    header: PutHeader,
-) -> Result<PutReply, Failure> {
+async fn put_to(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) -> Result<PutReply, Failure> {
     let _in_flight = node.begin();
     let started = Instant::now();
     let progress_ms = Arc::new(AtomicU64::new(0));
@@ -210,18 +221,17 @@ async fn put_to(
         taken.store(started.elapsed().as_millis() as u64, Ordering::Relaxed);
         PutFrame { header: header.take(), data: frame.data, block_crc32c: frame.block_crc32c }
     });
-    let mut client = node.client(lane);
+    let mut client = node.client(Lane::Bulk);
     let call = client.put(frames);
     tokio::pin!(call);
     loop {
         tokio::select! {
-            answer = &mut call => return Ok(answer.map_err(|status| explain(node, status))?.into_inner()),
+            answer = &mut call => return Ok(answer.map_err(|status| node.explain(status.into()))?.into_inner()),
             () = tokio::time::sleep(WATCH_EVERY) => {
                 let last = Duration::from_millis(progress_ms.load(Ordering::Relaxed));
                 let elapsed = started.elapsed();
                 if elapsed - last.min(elapsed) > STALL_TIMEOUT || elapsed > PUT_DEADLINE {
-                    let text = format!("{} did not take chunk data for {STALL_TIMEOUT:?}", node.name());
-                    return Err(Failure::new(Code::InputOutput, text));
+                    return Err(stalled(node));
                 }
             }
         }
@@ -242,10 +252,8 @@ fn outcome_of(reply: &PutReply, node: &Node, index: u32) -> Outcome {
     }
 }
 
-/// A failure of the connection, with the node's name.
-pub(super) fn explain(node: &Node, status: tonic::Status) -> Failure {
-    let failure = Failure::from(status);
-    Failure::new(failure.code, format!("{}: {}", node.name(), failure.message))
+fn stalled(node: &Node) -> Failure {
+    node.explain(Failure::new(Code::InputOutput, format!("did not take chunk data for {STALL_TIMEOUT:?}")))
 }
 
 /// Of two failures the one that says more to the caller: a full disk.

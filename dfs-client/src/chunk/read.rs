@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dfs_proto::chunk::ReadRequest;
+use dfs_proto::chunk::{ReadRequest, small_reply, small_request};
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
 use dfs_proto::meta::{ChunkPlan, ReportShard, ShardPlan, request};
 use dfs_proto::{Code, Failure};
@@ -20,7 +20,6 @@ use futures::stream::FuturesUnordered;
 
 use super::ChunkIo;
 use super::nodes::{Lane, Node, sort_for_read};
-use super::put::explain;
 
 /// A node that sends nothing for so long has failed.
 const STALL_TIMEOUT: Duration = Duration::from_millis(2500);
@@ -47,7 +46,7 @@ pub(super) struct Reports {
 }
 
 impl ChunkIo {
-    /// The blocks `range` of a chunk, each of 64 KiB but for the chunk's last. NOT_FOUND or CORRUPT: every node
+    /// The blocks `range` of a chunk, at most a frame of them, each of 64 KiB but for the chunk's last. NOT_FOUND or CORRUPT: every node
     /// answered and none has them whole; another code: some node did not answer.
     pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Vec<Bytes>, Failure> {
         let mut candidates: Vec<(Arc<Node>, &ShardPlan)> = plan
@@ -151,35 +150,21 @@ impl ChunkIo {
         let lane = if length <= MAX_FRAME_DATA as u64 / 4 { Lane::Quick } else { Lane::Bulk };
         let request =
             ReadRequest { cluster: self.cluster.to_bytes(), chunk: plan.chunk, index, offset, length };
-        let stalled =
-            || Failure::new(Code::InputOutput, format!("{} sent nothing for {STALL_TIMEOUT:?}", node.name()));
-        let mut client = node.client(lane);
-        let mut frames = tokio::time::timeout(STALL_TIMEOUT, client.read(request))
-            .await
-            .map_err(|_| stalled())?
-            .map_err(|status| explain(node, status))?
-            .into_inner();
-        let mut blocks = Vec::with_capacity(range.len());
-        let mut left = length;
-        while left > 0 {
-            let frame = tokio::time::timeout(STALL_TIMEOUT, frames.message())
-                .await
-                .map_err(|_| stalled())?
-                .map_err(|status| explain(node, status))?;
-            let Some(frame) = frame else {
-                return Err(Failure::new(
-                    Code::Corrupt,
-                    format!("{} sent {left} bytes too few", node.name()),
-                ));
-            };
-            if blocks.is_empty() {
-                node.answered_after(started.elapsed());
-            }
-            left = take_blocks(frame.data, &frame.block_crc32c, left, &mut blocks).map_err(|what| {
-                Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
-            })?;
-        }
-        Ok(blocks)
+        let read = node.exchange(lane, small_request::Op::Read(request));
+        let answer = tokio::time::timeout(STALL_TIMEOUT, read).await.map_err(|_| {
+            let text = format!("{} sent nothing for {STALL_TIMEOUT:?}", node.name());
+            Failure::new(Code::InputOutput, text)
+        })?;
+        let small_reply::Result::Read(frame) = answer? else {
+            return Err(
+                node.explain(Failure::new(Code::InputOutput, "the answer to a read is something else"))
+            );
+        };
+        node.answered_after(started.elapsed());
+        let blocks = take_blocks(frame.data, &frame.block_crc32c, length);
+        blocks.map_err(|what| {
+            Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
+        })
     }
 
     /// Tells the metadata server of a bad shard, once, without waiting for it.
@@ -212,22 +197,20 @@ impl Drop for Hedge<'_> {
     }
 }
 
-/// Verifies the blocks of a frame and copies each to a buffer of its own; how many bytes are still to come of `left`.
-fn take_blocks(data: Bytes, sums: &[u32], left: u64, blocks: &mut Vec<Bytes>) -> Result<u64, &'static str> {
-    let whole = data.len() as u64 == left || data.len().is_multiple_of(BLOCK_SIZE);
-    if data.is_empty() || data.len() as u64 > left || !whole {
+/// Verifies the blocks of a frame of `length` bytes and copies each to a buffer of its own.
+fn take_blocks(data: Bytes, sums: &[u32], length: u64) -> Result<Vec<Bytes>, &'static str> {
+    if data.is_empty() || data.len() as u64 != length {
         return Err("a frame of a wrong length");
     }
     if data.len().div_ceil(BLOCK_SIZE) != sums.len() {
         return Err("a frame without its checksums");
     }
-    for (block, sum) in data.chunks(BLOCK_SIZE).zip(sums) {
-        if crc32c::crc32c(block) != *sum {
-            return Err("a corrupt block");
-        }
-        blocks.push(Bytes::copy_from_slice(block));
-    }
-    Ok(left - data.len() as u64)
+    let verified =
+        data.chunks(BLOCK_SIZE).zip(sums).map(|(block, sum)| match crc32c::crc32c(block) == *sum {
+            true => Ok(Bytes::copy_from_slice(block)),
+            false => Err("a corrupt block"),
+        });
+    verified.collect()
 }
 
 #[cfg(test)]
@@ -238,15 +221,14 @@ mod tests {
     fn only_whole_and_verified_blocks_are_taken() {
         let data: Bytes = (0..BLOCK_SIZE + 10).map(|i| i as u8).collect();
         let sums: Vec<u32> = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
-        let take = |data: &Bytes, sums: &[u32], left: usize| {
-            let mut blocks = Vec::new();
-            take_blocks(data.clone(), sums, left as u64, &mut blocks).map(|left| (left, blocks.concat()))
+        let take = |data: &Bytes, sums: &[u32], length: usize| {
+            take_blocks(data.clone(), sums, length as u64).map(|blocks| blocks.concat())
         };
-        assert_eq!(take(&data, &sums, data.len()).unwrap(), (0, data.to_vec()));
-        assert!(take(&data, &sums, data.len() + 1).is_err(), "a short block in the middle");
+        assert_eq!(take(&data, &sums, data.len()).unwrap(), data.to_vec());
+        assert!(take(&data, &sums, data.len() + 1).is_err(), "less than asked for");
         assert!(take(&data, &sums, data.len() - 1).is_err(), "more than asked for");
         assert!(take(&data, &sums[..1], data.len()).is_err());
-        assert!(take(&Bytes::new(), &[], 5).is_err(), "an empty frame would loop for ever");
+        assert!(take(&Bytes::new(), &[], 5).is_err(), "nothing is no answer");
         let mut bad = data.to_vec();
         bad[BLOCK_SIZE + 3] ^= 1;
         assert_eq!(take(&Bytes::from(bad), &sums, data.len()).unwrap_err(), "a corrupt block");

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use dfs_proto::limits::{DEFAULT_META_PORT, MAX_HTTP2_FRAME, MAX_MESSAGE, RPC_DEADLINE};
 use dfs_proto::meta::meta_client::MetaClient;
-use dfs_proto::meta::{Event, Reply, Request, WatchRequest, reply};
+use dfs_proto::meta::{Event, Reply, Request, TaggedReply, TaggedRequest, WatchRequest, reply};
 use dfs_proto::{Code, Failure};
+use prost::Message;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::line::{Line, Lost, Tagged};
 
 /// How long a connection may take to stand.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,6 +24,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Flow-control windows: metadata replies are small, but many are in flight.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What a tag adds to a message, at most.
+const TAG_BYTES: usize = 64;
 
 /// Why an attempt brought no answer.
 #[derive(Debug)]
@@ -43,8 +48,58 @@ impl Missed {
 
 /// The way to the metadata server.
 pub(super) struct Door {
-    servers: Vec<(String, MetaClient<Channel>)>,
+    servers: Vec<Server>,
     current: AtomicUsize,
+}
+
+/// One address.
+struct Server {
+    name: String,
+    client: MetaClient<Channel>,
+    line: Line<TaggedRequest, TaggedReply>,
+}
+
+impl Tagged for TaggedRequest {
+    fn tag(&mut self) -> &mut u64 {
+        &mut self.tag
+    }
+}
+
+impl Tagged for TaggedReply {
+    fn tag(&mut self) -> &mut u64 {
+        &mut self.tag
+    }
+}
+
+impl Server {
+    fn new(meta: &str) -> Result<Self, Failure> {
+        Ok(Self { name: meta.to_owned(), client: client(meta)?, line: Line::new() })
+    }
+
+    async fn call(&self, request: Request) -> Result<Reply, Missed> {
+        // It would end the whole stream.
+        if request.encoded_len() > MAX_MESSAGE - TAG_BYTES {
+            let message = "a request is longer than a message may be";
+            return Err(Missed::Refused(Failure::new(Code::TooBig, message)));
+        }
+        let tagged = TaggedRequest { tag: 0, request: Some(request) };
+        let mut client = self.client.clone();
+        match self.line.call(tagged, async move |calls| client.calls(calls).await).await {
+            Ok(TaggedReply { reply: Some(reply), .. }) => Ok(reply),
+            Ok(TaggedReply { error, .. }) => {
+                Err(classify(error.map_or_else(|| Code::VersionUnknown.into(), Failure::from).into()))
+            }
+            Err(Lost::NotSent(status)) => Err(match classify(status) {
+                Missed::InDoubt(failure) => Missed::NotSent(failure),
+                missed => missed,
+            }),
+            Err(Lost::UnderWay(status)) => Err(match classify(status) {
+                Missed::NotSent(failure) | Missed::InDoubt(failure) | Missed::Refused(failure) => {
+                    Missed::InDoubt(Failure::new(Code::Unavailable, failure.message))
+                }
+            }),
+        }
+    }
 }
 
 impl Door {
@@ -53,14 +108,13 @@ impl Door {
         if metas.is_empty() {
             return Err(Failure::new(Code::Invalid, "no address of a metadata server is given"));
         }
-        let servers =
-            metas.iter().map(|meta| Ok((meta.clone(), client(meta)?))).collect::<Result<_, Failure>>()?;
+        let servers = metas.iter().map(|meta| Server::new(meta)).collect::<Result<_, Failure>>()?;
         Ok(Self { servers, current: AtomicUsize::new(0) })
     }
 
     /// All addresses, for messages.
     pub(super) fn names(&self) -> String {
-        self.servers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+        self.servers.iter().map(|server| server.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
     /// One attempt, at most `RPC_DEADLINE` long. After one that brought no answer the next address has its turn.
@@ -71,18 +125,16 @@ impl Door {
     /// As [`Self::call`], with a shorter deadline.
     pub(super) async fn call_within(&self, request: Request, deadline: Duration) -> Result<Reply, Missed> {
         let index = self.current.load(Ordering::Relaxed);
-        let mut client = self.servers[index].1.clone();
-        let answer = tokio::time::timeout(deadline.min(RPC_DEADLINE), client.call(request)).await;
-        let missed = match answer {
+        let call = self.servers[index].call(request);
+        let missed = match tokio::time::timeout(deadline.min(RPC_DEADLINE), call).await {
             Ok(Ok(reply)) => {
-                let reply = reply.into_inner();
                 if is_foreign(&reply) {
                     // Perhaps only one of the addresses is wrong.
                     self.turn_from(index);
                 }
                 return Ok(reply);
             }
-            Ok(Err(status)) => classify(status),
+            Ok(Err(missed)) => missed,
             Err(_) => {
                 Missed::InDoubt(Failure::new(Code::Unavailable, "no answer within the deadline of a call"))
             }
@@ -96,7 +148,7 @@ impl Door {
     /// Opens the stream of events. It has no deadline of its own: pings find out when its peer is gone.
     pub(super) async fn watch(&self, request: WatchRequest) -> Result<Streaming<Event>, Failure> {
         let index = self.current.load(Ordering::Relaxed);
-        let mut client = self.servers[index].1.clone();
+        let mut client = self.servers[index].client.clone();
         match tokio::time::timeout(RPC_DEADLINE, client.watch(request)).await {
             Ok(Ok(stream)) => Ok(stream.into_inner()),
             Ok(Err(status)) => Err(status.into()),

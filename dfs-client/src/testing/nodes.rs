@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use dfs_proto::chunk::chunk_client::ChunkClient;
 use dfs_proto::chunk::chunk_server::{Chunk, ChunkServer};
 use dfs_proto::chunk::{
-    PingReply, PingRequest, PutFrame, PutHeader, PutReply, PutResult, ReadFrame, ReadRequest,
+    PingReply, PingRequest, PutFrame, PutHeader, PutReply, PutResult, ReadFrame, ReadRequest, SmallReply,
+    SmallRequest, small_reply, small_request,
 };
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA, MAX_MESSAGE};
 use dfs_proto::{Code, Failure, NodeAddress};
@@ -178,16 +179,10 @@ impl FakeNode {
     }
 }
 
-#[tonic::async_trait]
-impl Chunk for Door {
-    async fn put(&self, request: Request<Streaming<PutFrame>>) -> Result<Response<PutReply>, Status> {
+impl Door {
+    async fn take(&self, mut frames: Vec<PutFrame>) -> Result<PutReply, Status> {
         let this = self.node()?;
         let fault = this.wait().await;
-        let mut stream = request.into_inner();
-        let mut frames = Vec::new();
-        while let Some(frame) = stream.message().await? {
-            frames.push(frame);
-        }
         let header =
             frames.first().and_then(|frame| frame.header.clone()).expect("the first frame has the header");
         assert_eq!(header.cluster, CLUSTER.to_bytes());
@@ -212,15 +207,12 @@ impl Chunk for Door {
                 })),
             }
         }
-        Ok(Response::new(PutReply { results }))
+        Ok(PutReply { results })
     }
 
-    type ReadStream = BoxStream<'static, Result<ReadFrame, Status>>;
-
-    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn give(&self, request: ReadRequest) -> Result<Vec<ReadFrame>, Status> {
         let this = self.node()?;
         let fault = this.wait().await;
-        let request = request.into_inner();
         assert_eq!(request.cluster, CLUSTER.to_bytes());
         let Some(shard) = this.shard(request.chunk).filter(|_| fault != Fault::Forgets) else {
             return Err(Failure::new(Code::NotFound, "no such shard here").into());
@@ -243,7 +235,56 @@ impl Chunk for Door {
             data[0] ^= 1;
             frames[0].data = data.into();
         }
+        Ok(frames)
+    }
+
+    async fn answer(&self, op: Option<small_request::Op>) -> Result<small_reply::Result, Status> {
+        match op.expect("an operation") {
+            small_request::Op::Put(frame) => self.take(vec![frame]).await.map(small_reply::Result::Put),
+            small_request::Op::Read(request) => {
+                let [frame] = <[ReadFrame; 1]>::try_from(self.give(request).await?).expect("one frame");
+                Ok(small_reply::Result::Read(frame))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Chunk for Door {
+    async fn put(&self, request: Request<Streaming<PutFrame>>) -> Result<Response<PutReply>, Status> {
+        let mut stream = request.into_inner();
+        let mut frames = Vec::new();
+        while let Some(frame) = stream.message().await? {
+            frames.push(frame);
+        }
+        self.take(frames).await.map(Response::new)
+    }
+
+    type ReadStream = BoxStream<'static, Result<ReadFrame, Status>>;
+
+    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let frames = self.give(request.into_inner()).await?;
         Ok(Response::new(stream::iter(frames).map(Ok).boxed()))
+    }
+
+    type ExchangeStream = BoxStream<'static, Result<SmallReply, Status>>;
+
+    async fn exchange(
+        &self,
+        requests: Request<Streaming<SmallRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let door = Self(self.0.clone());
+        let answers = requests.into_inner().map(move |request| {
+            let door = Self(door.0.clone());
+            async move {
+                let SmallRequest { tag, op } = request?;
+                let result = door.answer(op).await;
+                let result =
+                    result.unwrap_or_else(|status| small_reply::Result::Error(Failure::from(status).into()));
+                Ok(SmallReply { tag, result: Some(result) })
+            }
+        });
+        Ok(Response::new(answers.buffer_unordered(64).boxed()))
     }
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
