@@ -125,6 +125,17 @@ impl InodeData {
         Ok(assemble(parts, range.start..end))
     }
 
+    /// Starts fetching a file of one block, if it is known where it is: who opens a small file to read it mostly reads it
+    /// at once. Must be called within the runtime.
+    pub fn fetch_if_small(self: &Arc<Self>) {
+        let Some(view) = self.known_view(&(0..BLOCK_SIZE as u64)) else { return };
+        if view.size <= BLOCK_SIZE as u64 {
+            for (extent, chunk) in &view.parts {
+                self.plane.fetcher.ahead(chunk, blocks_of(extent));
+            }
+        }
+    }
+
     /// Starts fetching a range for a reader that will come to it.
     fn read_ahead(self: &Arc<Self>, ahead: Option<Range<u64>>) {
         let Some(ahead) = ahead else { return };

@@ -43,6 +43,9 @@ impl FileSystem {
         let opened = tokio::spawn(async move { this.open_settled(ino, options).await });
         let (inode, entered, attr) = opened.await.map_err(|lost| task_lost(&lost))??;
         let keep_cache = self.mounted.versions.open(&attr);
+        if let Some(data) = inode.data.as_ref().filter(|_| !options.write && !keep_cache) {
+            data.fetch_if_small();
+        }
         Ok((self.handles.add(Handle::new(inode, options, entered)), keep_cache))
     }
 

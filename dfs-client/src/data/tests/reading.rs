@@ -61,6 +61,30 @@ async fn a_sequential_reader_finds_most_of_it_read_ahead_and_nothing_twice() {
 }
 
 #[tokio::test]
+async fn a_small_file_is_on_its_way_as_soon_as_it_is_opened() {
+    let bench = Bench::new(3).await;
+    for (ino, length, comes) in [(7, 5_000, true), (8, 100_000, false)] {
+        let bytes = pattern(length, 3);
+        drop(cold_file(&bench, ino, &bytes).await);
+        let plan = Plan { ino, offset: 0, length: 1 << 30, max_extents: 16 };
+        let reply::Result::Plan(head) = bench.meta.read(request::Op::Plan(plan)).await.unwrap() else {
+            panic!("a plan is answered with a plan")
+        };
+        let file = bench.plane.open(&bench.meta.attr(ino), Some(head));
+        file.fetch_if_small();
+        let mut here = None;
+        for _ in 0..if comes { 1000 } else { 20 } {
+            here = here.or_else(|| file.try_read(0, length));
+            if here.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(here.is_some_and(|here| here == bytes), comes, "{length} bytes");
+    }
+}
+
+#[tokio::test]
 async fn readers_of_the_same_block_share_one_fetch() {
     let bench = Bench::new(3).await;
     let file = cold_file(&bench, 7, &pattern(MIB, 3)).await;
