@@ -136,8 +136,8 @@ impl ReadOrder {
     /// Checks a request without knowing the shard. INVALID, WRONG_CLUSTER.
     pub(crate) fn parse(request: &ReadRequest, cluster: ClusterId) -> Result<Self, Failure> {
         check_cluster(&request.cluster, cluster)?;
-        if request.length == 0 || request.length > MAX_CHUNK_LENGTH {
-            return Err(invalid(format!("a read asks for 1 to {MAX_CHUNK_LENGTH} bytes")));
+        if request.length == 0 || request.length > MAX_FRAME_DATA as u64 {
+            return Err(invalid(format!("a read asks for 1 to {MAX_FRAME_DATA} bytes")));
         }
         if !request.offset.is_multiple_of(BLOCK_SIZE as u64) || request.offset >= MAX_CHUNK_LENGTH {
             return Err(invalid("a read starts at a block inside the shard"));

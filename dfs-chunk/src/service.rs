@@ -1,4 +1,4 @@
-//! The daemon's door: `Put`, `Read`, `Ping`. Decodes, checks, hands to the store and to the chain; keeps what is in
+//! The daemon's door: `Put`, `Exchange`, `Ping`. Decodes, checks, hands to the store and to the chain; keeps what is in
 //! memory for others within bounds.
 
 use std::pin::Pin;
@@ -10,19 +10,17 @@ use dfs_proto::chunk::{
     PingReply, PingRequest, PutFrame, PutReply, PutResult, ReadFrame, ReadRequest, SmallReply, SmallRequest,
     small_reply, small_request,
 };
-use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::{Code, Failure};
 use futures::{Stream, StreamExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::forward::{Chain, Peers};
 use crate::node::Node;
 use crate::order::{PutOrder, ReadOrder, check_cluster};
-use crate::store::{Blocks, Incoming, OpenShard, Store};
+use crate::store::{Blocks, Incoming};
 
-/// How long a writer may leave us without a frame, and a reader without taking one. A writer that is gone is noticed
+/// How long a writer may leave us without a frame. A writer that is gone is noticed
 /// sooner, by pings; this is longer than the node before us in a chain may wait for its own disk.
 const PEER_DEADLINE: Duration = Duration::from_secs(40);
 /// How long a request may wait for its turn.
@@ -35,10 +33,8 @@ const MAX_EXCHANGED: usize = 32;
 const MAX_PUTS: usize = 32;
 /// Frames in memory at once, for each number of nodes behind this one, in KiB.
 const PUT_BUFFER_KIB: usize = 24 * 1024;
-/// Frames of reads in memory at once, in KiB.
+/// Answers to reads in memory at once, in KiB.
 const READ_BUFFER_KIB: usize = 48 * 1024;
-/// Frames of one read in memory: one being sent, one waiting, one being read.
-const READ_FRAMES: usize = 3;
 
 /// The service.
 #[derive(Clone)]
@@ -131,34 +127,6 @@ impl Inner {
         Ok(PutReply { results: put.finish(this).await })
     }
 
-    /// Opens a shard and reads the first frame of what is asked for.
-    async fn begin_read(&self, request: &ReadRequest) -> Result<Begun, Failure> {
-        let member = self.node.member()?;
-        let order = ReadOrder::parse(request, member.cluster)?;
-        let kib = (request.length as usize).min(READ_FRAMES * MAX_FRAME_DATA).div_ceil(1024) as u32;
-        let held = turn(self.read_buffer.clone().acquire_many_owned(kib)).await?;
-        let store = member.store.clone();
-        let opened = tokio::task::spawn_blocking(move || {
-            let shard = store.open(order.key)?;
-            let end = order.end(shard.header().length)?;
-            let frame = read_frame(&store, &shard, order.offset, end)?;
-            let rest = order.offset + frame.data.len() as u64..end;
-            Ok::<_, Failure>(Begun { store, shard, frame, rest, held })
-        });
-        opened.await.map_err(|_| lost_thread())?
-    }
-
-    async fn send(&self, request: ReadRequest) -> Result<FrameStream, Failure> {
-        let Begun { store, shard, frame, rest, held } = self.begin_read(&request).await?;
-        if rest.is_empty() {
-            return Ok(Box::pin(tokio_stream::once(Ok(frame))));
-        }
-        // One frame waits here while another is read, so that disk and connection work at the same time.
-        let (frames, stream) = mpsc::channel(READ_FRAMES - 2);
-        tokio::spawn(send_frames(store, shard, frame, rest, frames, held));
-        Ok(Box::pin(ReceiverStream::new(stream)))
-    }
-
     /// One request of a stream of them. What holds the answer's memory comes with it.
     async fn answer(
         &self,
@@ -167,7 +135,7 @@ impl Inner {
         let SmallRequest { tag, op } = request?;
         let answer = match op {
             Some(small_request::Op::Put(frame)) => self.put_small(frame).await,
-            Some(small_request::Op::Read(request)) => self.read_small(request).await,
+            Some(small_request::Op::Read(request)) => self.read(request).await,
             None => Err(Failure::new(Code::VersionUnknown, "this daemon does not know the operation")),
         };
         let (result, held) =
@@ -183,26 +151,25 @@ impl Inner {
         Ok((small_reply::Result::Put(reply), None))
     }
 
-    async fn read_small(&self, request: ReadRequest) -> Result<SmallAnswer, Failure> {
-        if request.length > MAX_FRAME_DATA as u64 {
-            return Err(invalid("a read of more than a frame has a stream of its own"));
-        }
-        let Begun { frame, held, .. } = self.begin_read(&request).await?;
-        Ok((small_reply::Result::Read(frame), Some(held)))
+    async fn read(&self, request: ReadRequest) -> Result<SmallAnswer, Failure> {
+        let member = self.node.member()?;
+        let order = ReadOrder::parse(&request, member.cluster)?;
+        let kib = request.length.div_ceil(1024) as u32;
+        let held = turn(self.read_buffer.clone().acquire_many_owned(kib)).await?;
+        let store = member.store.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let shard = store.open(order.key)?;
+            let end = order.end(shard.header().length)?;
+            store.read(&shard, order.offset, (end - order.offset) as usize)
+        });
+        let lost = |_| Failure::new(Code::InputOutput, "the thread that reads the shard has ended");
+        let (data, block_crc32c) = read.await.map_err(lost)??;
+        Ok((small_reply::Result::Read(ReadFrame { data, block_crc32c }), Some(held)))
     }
 }
 
+/// What is answered, and what holds its memory.
 type SmallAnswer = (small_reply::Result, Option<OwnedSemaphorePermit>);
-
-/// A read whose first frame is here.
-struct Begun {
-    store: Arc<Store>,
-    shard: OpenShard,
-    frame: ReadFrame,
-    /// What is to be read after it.
-    rest: std::ops::Range<u64>,
-    held: OwnedSemaphorePermit,
-}
 
 /// Both ways that a shard's blocks go.
 struct Put {
@@ -280,64 +247,15 @@ async fn turn<T, E>(place: impl Future<Output = Result<T, E>>) -> Result<T, Fail
     }
 }
 
-/// The next frame of a read; blocking.
-fn read_frame(store: &Store, shard: &OpenShard, offset: u64, end: u64) -> Result<ReadFrame, Failure> {
-    let length = (end - offset).min(MAX_FRAME_DATA as u64);
-    if offset + length < end {
-        shard.will_need(offset + length, (end - offset - length).min(2 * MAX_FRAME_DATA as u64));
-    }
-    let (data, block_crc32c) = store.read(shard, offset, length as usize)?;
-    Ok(ReadFrame { data, block_crc32c })
-}
-
-/// Reads and sends the frames of a range after a first one that was read already.
-async fn send_frames(
-    store: Arc<Store>,
-    shard: OpenShard,
-    first: ReadFrame,
-    range: std::ops::Range<u64>,
-    frames: mpsc::Sender<Result<ReadFrame, Status>>,
-    _held: OwnedSemaphorePermit,
-) {
-    let mut next = Ok(first);
-    let mut offset = range.start;
-    loop {
-        let failed = next.is_err();
-        let sent = tokio::time::timeout(PEER_DEADLINE, frames.send(next.map_err(Status::from))).await;
-        if failed || offset == range.end || !matches!(sent, Ok(Ok(()))) {
-            return;
-        }
-        let (store, shard) = (store.clone(), shard.clone());
-        let read = tokio::task::spawn_blocking(move || read_frame(&store, &shard, offset, range.end));
-        next = read.await.unwrap_or_else(|_| Err(lost_thread()));
-        if let Ok(frame) = &next {
-            offset += frame.data.len() as u64;
-        }
-    }
-}
-
 fn invalid(message: &str) -> Failure {
     Failure::new(Code::Invalid, message)
 }
 
-fn lost_thread() -> Failure {
-    Failure::new(Code::InputOutput, "the thread that reads the shard has ended")
-}
-
-type FrameStream = Pin<Box<dyn Stream<Item = Result<ReadFrame, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl Chunk for ChunkService {
-    type ReadStream = FrameStream;
-
     async fn put(&self, request: Request<Streaming<PutFrame>>) -> Result<Response<PutReply>, Status> {
         let reply = self.receive(request.into_inner()).await?;
         Ok(Response::new(reply))
-    }
-
-    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<FrameStream>, Status> {
-        let frames = self.send(request.into_inner()).await?;
-        Ok(Response::new(frames))
     }
 
     type ExchangeStream = Pin<Box<dyn Stream<Item = Result<SmallReply, Status>> + Send>>;

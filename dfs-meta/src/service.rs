@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE, RPC_DEADLINE};
+use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE, MAX_TAGGED, RPC_DEADLINE};
 use dfs_proto::meta::meta_server::{Meta, MetaServer};
 use dfs_proto::meta::{Event, Reply, Request, TaggedReply, TaggedRequest, WatchRequest, reply, request};
 use dfs_proto::{Code, Epoch, Failure, SessionId};
@@ -21,8 +21,6 @@ use tonic::{Response, Status, Streaming};
 use crate::machine::Handle;
 use crate::status::StatusBoard;
 
-/// What a tag adds to a message, at most.
-const TAG_BYTES: usize = 64;
 /// Requests of one connection, and of one stream of calls, at work at a time; more wait in the connection.
 const STREAMS: u32 = 256;
 /// What one stream and one connection may send ahead.
@@ -39,26 +37,24 @@ pub struct Service {
     handle: Handle,
     status: Arc<StatusBoard>,
     /// Becomes true when the server stops: then streams of calls take no more.
-    stopping: watch::Receiver<bool>,
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Service {
     /// Answers from the machine and the status board.
     pub fn new(handle: Handle, status: Arc<StatusBoard>) -> Self {
-        // Without a server it never stops.
-        Self { handle, status, stopping: watch::channel(false).1 }
+        Self { handle, status, stopping: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Serves `listener` until `stop` resolves; then refuses new requests, ends what sessions watch, and finishes the
     /// requests at work, for as long as [`LINGER`].
     pub async fn serve(
-        mut self,
+        self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let handle = self.handle.clone();
-        let (stopping, mut stopped) = watch::channel(false);
-        self.stopping = stopped.clone();
+        let (stopping, mut stopped) = (self.stopping.clone(), self.stopping.subscribe());
         let stop = async move {
             stop.await;
             // A machine that has ended by itself has nobody to tell.
@@ -123,7 +119,7 @@ impl Service {
 
 /// A reply that is too long to be sent would end the whole stream.
 fn fitting(reply: Reply) -> Result<Reply, Failure> {
-    match reply.encoded_len() <= MAX_MESSAGE - TAG_BYTES {
+    match reply.encoded_len() <= MAX_TAGGED {
         true => Ok(reply),
         false => Err(Failure::new(Code::TooBig, "the answer is longer than a message may be")),
     }
@@ -141,7 +137,7 @@ impl Meta for Service {
         &self,
         requests: tonic::Request<Streaming<TaggedRequest>>,
     ) -> Result<Response<Self::CallsStream>, Status> {
-        let (service, mut stopping) = (self.clone(), self.stopping.clone());
+        let (service, mut stopping) = (self.clone(), self.stopping.subscribe());
         // What was taken before is still answered.
         let requests = requests
             .into_inner()

@@ -10,6 +10,8 @@ pub const MAX_CHUNK_LENGTH: u64 = 64 * 1024 * 1024;
 pub const MAX_FRAME_DATA: usize = 1024 * 1024;
 /// The largest message on any connection; frames and pages stay below it.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// The longest call, or answer to one, that a stream of many may carry beside its tag.
+pub const MAX_TAGGED: usize = MAX_MESSAGE - 64;
 /// What both ends of a connection accept as one HTTP/2 frame, so that a frame of chunk data is written and read at once
 /// and not in the 16 KiB pieces that are the protocol's default.
 pub const MAX_HTTP2_FRAME: u32 = 2 * 1024 * 1024;

@@ -46,8 +46,6 @@ pub trait Input: Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// Fills the buffer or fails; `UnexpectedEof` where the file ends before.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Asks the disk to bring a range in; only a hint.
-    fn will_need(&self, offset: u64, length: u64);
 }
 
 /// A preallocated file that is overwritten in place, so that making it durable moves no metadata.

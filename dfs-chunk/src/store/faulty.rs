@@ -157,10 +157,6 @@ impl Input for FaultyInput {
         }
         Ok(())
     }
-
-    fn will_need(&self, offset: u64, length: u64) {
-        self.real.will_need(offset, length);
-    }
 }
 
 struct FaultyLog {

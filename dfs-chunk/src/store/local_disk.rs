@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{fdatasync, syncfs};
 
@@ -227,12 +227,6 @@ impl Input for LocalInput {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
-    }
-
-    fn will_need(&self, offset: u64, length: u64) {
-        // A hint: reading works without it.
-        let _ =
-            posix_fadvise(&self.file, offset as i64, length as i64, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 }
 

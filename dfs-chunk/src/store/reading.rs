@@ -50,13 +50,6 @@ impl OpenShard {
         }
     }
 
-    /// Asks the disk for what is read next.
-    pub fn will_need(&self, offset: u64, length: u64) {
-        if let Self::File(file) = self {
-            file.will_need(offset, length);
-        }
-    }
-
     fn read(&self, offset: u64, length: usize, buffers: &Buffers) -> Result<(Bytes, Vec<u32>), Failure> {
         match self {
             Self::Logged(shard) => {

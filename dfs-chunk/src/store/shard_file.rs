@@ -308,11 +308,6 @@ impl ShardFile {
             ))),
         }
     }
-
-    /// Tells the disk that this range is read next.
-    pub fn will_need(&self, offset: u64, length: u64) {
-        self.input.will_need(HEADER_LENGTH as u64 + offset, length);
-    }
 }
 
 /// The first block of `data` that does not match its checksum in `table`, which has one for each block.

@@ -8,9 +8,13 @@ use dfs_chunk::config::Config;
 use dfs_chunk::daemon::{self, Running};
 use dfs_chunk::store::Reserve;
 use dfs_proto::chunk::chunk_client::ChunkClient;
-use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply, ReadFrame, ReadRequest};
+use dfs_proto::chunk::{
+    ForwardTo, PutFrame, PutHeader, PutReply, ReadFrame, ReadRequest, SmallReply, SmallRequest, small_reply,
+    small_request,
+};
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
 use dfs_proto::{Code, Failure, Labels, NodeAddress};
+use futures::stream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::meta::{CLUSTER, FakeMeta};
@@ -130,14 +134,36 @@ pub(crate) async fn read(
     offset: u64,
     length: u64,
 ) -> Result<Vec<u8>, Failure> {
-    let request = ReadRequest { cluster: CLUSTER.to_bytes(), chunk, index, offset, length };
-    let mut stream = client.read(request).await?.into_inner();
-    let mut data = Vec::new();
-    while let Some(ReadFrame { data: part, block_crc32c }) = stream.message().await? {
-        assert!(part.len() <= MAX_FRAME_DATA && !part.is_empty());
+    let (mut data, mut offset, mut left) = (Vec::new(), offset, length);
+    loop {
+        let length = left.min(MAX_FRAME_DATA as u64);
+        let request = ReadRequest { cluster: CLUSTER.to_bytes(), chunk, index, offset, length };
+        let answer = exchange(&mut client, Some(small_request::Op::Read(request))).await?;
+        let small_reply::Result::Read(ReadFrame { data: part, block_crc32c }) = answer else {
+            panic!("a read is answered with {answer:?}")
+        };
         let crcs: Vec<_> = part.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
         assert_eq!(crcs, block_crc32c);
         data.extend_from_slice(&part);
+        (offset, left) = (offset + length, left - length);
+        if left == 0 {
+            return Ok(data);
+        }
     }
-    Ok(data)
+}
+
+/// One request on a stream of its own.
+pub(crate) async fn exchange(
+    client: &mut ChunkClient<Channel>,
+    op: Option<small_request::Op>,
+) -> Result<small_reply::Result, Failure> {
+    let request = SmallRequest { tag: 7, op };
+    let mut answers = client.exchange(stream::iter([request])).await?.into_inner();
+    let SmallReply { tag, result } = answers.message().await?.expect("each request is answered");
+    assert_eq!(tag, 7);
+    assert_eq!(answers.message().await?, None, "once");
+    match result.expect("with something") {
+        small_reply::Result::Error(error) => Err(error.into()),
+        result => Ok(result),
+    }
 }

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dfs_proto::chunk::{PingRequest, PutFrame, PutHeader, ReadRequest};
+use dfs_proto::chunk::{
+    PingRequest, PutFrame, PutHeader, ReadRequest, SmallRequest, small_reply, small_request,
+};
 use dfs_proto::limits::{BLOCK_SIZE, MAX_CHUNK_LENGTH, MAX_FRAME_DATA};
 use dfs_proto::{Code, Failure};
+use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::client::{Daemon, codes, connect, content, frames, header, next, read};
+use crate::client::{Daemon, codes, connect, content, exchange, frames, header, next, read};
 use crate::meta::{CLUSTER, FakeMeta};
 
 /// "A dead next node must be reported within about three seconds", and some for a busy machine.
@@ -200,7 +203,7 @@ async fn bad_puts_are_refused_and_leave_nothing() {
     let refused = Failure::from(a.client.clone().ping(wrong).await.unwrap_err());
     assert_eq!(refused.code, Code::WrongCluster);
     let wrong = ReadRequest { cluster: Bytes::new(), chunk: 1, index: 0, offset: 0, length: 65_536 };
-    let refused = Failure::from(a.client.clone().read(wrong).await.unwrap_err());
+    let refused = exchange(&mut a.client.clone(), Some(small_request::Op::Read(wrong))).await.unwrap_err();
     assert_eq!(refused.code, Code::WrongCluster);
 }
 
@@ -228,4 +231,49 @@ async fn a_writer_that_goes_away_leaves_nothing() {
     assert_eq!((written(&a), written(&b)), (0, 0));
     assert_eq!(read(a.client.clone(), 1, 0, 0, 65_536).await.unwrap_err().code, Code::NotFound);
     assert_eq!(a.put(1, &data, vec![b.as_next(1)]).await.unwrap(), [None, None]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_on_one_stream_are_answered_each_by_itself() {
+    let (_meta, [a, b, _c]) = three().await;
+    let put = |chunk: u64, forward| {
+        let data = content(chunk, 5000);
+        small_request::Op::Put(frames(header(chunk, data.len(), forward), &data).remove(0))
+    };
+    let read = |chunk, length| {
+        let cluster = CLUSTER.to_bytes();
+        small_request::Op::Read(ReadRequest { cluster, chunk, index: 0, offset: 0, length })
+    };
+    let mut short = content(9, 5000);
+    short.truncate(100);
+    let short = small_request::Op::Put(frames(header(9, 5000, Vec::new()), &short).remove(0));
+    let ops = [
+        Some(put(1, Vec::new())),
+        Some(put(2, vec![b.as_next(1)])),
+        Some(short),
+        Some(read(77, 65_536)),
+        Some(read(77, (1 << 20) + 65_536)),
+        None,
+        Some(put(3, Vec::new())),
+    ];
+    let requests = ops.into_iter().zip(1..).map(|(op, tag)| SmallRequest { tag, op });
+    let mut client = a.client.clone();
+    let answers = client.exchange(stream::iter(requests.collect::<Vec<_>>())).await.unwrap().into_inner();
+    let answers: std::collections::BTreeMap<_, _> = answers
+        .map(|answer| answer.map(|answer| (answer.tag, answer.result.unwrap())).unwrap())
+        .collect()
+        .await;
+    let outcome = |tag: u64| match answers[&tag].clone() {
+        small_reply::Result::Put(reply) => Ok(codes(&reply)),
+        small_reply::Result::Error(error) => Err(Failure::from(error).code),
+        small_reply::Result::Read(_) => panic!("nothing of that was written"),
+    };
+    assert_eq!(outcome(1), Ok(vec![None]));
+    assert_eq!(outcome(2), Err(Code::Invalid), "who forwards streams");
+    assert_eq!(outcome(3), Err(Code::Invalid), "less than its header says");
+    assert_eq!(outcome(4), Err(Code::NotFound));
+    assert_eq!(outcome(5), Err(Code::Invalid), "more than a frame");
+    assert_eq!(outcome(6), Err(Code::VersionUnknown));
+    assert_eq!(outcome(7), Ok(vec![None]), "bad requests spoil nothing for others");
+    assert_eq!(a.get(3, 0, 0, 65_536).await.unwrap(), content(3, 5000));
 }

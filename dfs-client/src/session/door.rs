@@ -7,7 +7,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dfs_proto::limits::{DEFAULT_META_PORT, MAX_HTTP2_FRAME, MAX_MESSAGE, RPC_DEADLINE};
+use dfs_proto::limits::{DEFAULT_META_PORT, MAX_HTTP2_FRAME, MAX_MESSAGE, MAX_TAGGED, RPC_DEADLINE};
 use dfs_proto::meta::meta_client::MetaClient;
 use dfs_proto::meta::{Event, Reply, Request, TaggedReply, TaggedRequest, WatchRequest, reply};
 use dfs_proto::{Code, Failure};
@@ -24,8 +24,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Flow-control windows: metadata replies are small, but many are in flight.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// What a tag adds to a message, at most.
-const TAG_BYTES: usize = 64;
 
 /// Why an attempt brought no answer.
 #[derive(Debug)]
@@ -78,7 +76,7 @@ impl Server {
 
     async fn call(&self, request: Request) -> Result<Reply, Missed> {
         // It would end the whole stream.
-        if request.encoded_len() > MAX_MESSAGE - TAG_BYTES {
+        if request.encoded_len() > MAX_TAGGED {
             let message = "a request is longer than a message may be";
             return Err(Missed::Refused(Failure::new(Code::TooBig, message)));
         }

@@ -210,7 +210,7 @@ impl Door {
         Ok(PutReply { results })
     }
 
-    async fn give(&self, request: ReadRequest) -> Result<Vec<ReadFrame>, Status> {
+    async fn give(&self, request: ReadRequest) -> Result<ReadFrame, Status> {
         let this = self.node()?;
         let fault = this.wait().await;
         assert_eq!(request.cluster, CLUSTER.to_bytes());
@@ -222,29 +222,21 @@ impl Door {
         assert!(from.is_multiple_of(BLOCK_SIZE) && from < to && to <= shard.data.len(), "{request:?}");
         assert!(to.is_multiple_of(BLOCK_SIZE) || to == shard.data.len(), "{request:?}");
         this.lock().blocks_read += (to - from).div_ceil(BLOCK_SIZE);
-        let mut frames: Vec<_> = (from..to)
-            .step_by(MAX_FRAME_DATA)
-            .map(|at| {
-                let end = to.min(at + MAX_FRAME_DATA);
-                let sums = shard.sums[at / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE)].to_vec();
-                ReadFrame { data: shard.data.slice(at..end), block_crc32c: sums }
-            })
-            .collect();
+        assert!(to - from <= MAX_FRAME_DATA, "{request:?}");
+        let sums = shard.sums[from / BLOCK_SIZE..to.div_ceil(BLOCK_SIZE)].to_vec();
+        let mut data = shard.data.slice(from..to);
         if fault == Fault::Corrupt {
-            let mut data = frames[0].data.to_vec();
-            data[0] ^= 1;
-            frames[0].data = data.into();
+            let mut flipped = data.to_vec();
+            flipped[0] ^= 1;
+            data = flipped.into();
         }
-        Ok(frames)
+        Ok(ReadFrame { data, block_crc32c: sums })
     }
 
     async fn answer(&self, op: Option<small_request::Op>) -> Result<small_reply::Result, Status> {
         match op.expect("an operation") {
             small_request::Op::Put(frame) => self.take(vec![frame]).await.map(small_reply::Result::Put),
-            small_request::Op::Read(request) => {
-                let [frame] = <[ReadFrame; 1]>::try_from(self.give(request).await?).expect("one frame");
-                Ok(small_reply::Result::Read(frame))
-            }
+            small_request::Op::Read(request) => self.give(request).await.map(small_reply::Result::Read),
         }
     }
 }
@@ -258,13 +250,6 @@ impl Chunk for Door {
             frames.push(frame);
         }
         self.take(frames).await.map(Response::new)
-    }
-
-    type ReadStream = BoxStream<'static, Result<ReadFrame, Status>>;
-
-    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let frames = self.give(request.into_inner()).await?;
-        Ok(Response::new(stream::iter(frames).map(Ok).boxed()))
     }
 
     type ExchangeStream = BoxStream<'static, Result<SmallReply, Status>>;

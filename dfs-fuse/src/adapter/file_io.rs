@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use dfs_client::fs::HandleId;
 use fuser::{ReplyData, ReplyEmpty, ReplyWrite, Request};
 
-use super::filesystem::Adapter;
 use super::hand::{Kind, refuse};
+use super::reply::Adapter;
 
 /// Open files of which a descriptor was closed already: more may follow, or none.
 #[derive(Debug, Default)]

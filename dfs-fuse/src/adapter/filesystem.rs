@@ -1,122 +1,25 @@
-//! One method for each kind of request: its arguments to the client library's, its outcome to a reply. Reading, writing
-//! and closing are in `file_io`, listings in `listing`.
+//! One method for each kind of request: its arguments to the client library's, its outcome to a reply.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use dfs_client::fs::{FileSystem, HandleId, NewFile};
-use dfs_proto::meta::{LockRange, SetAttr, XattrMode};
-use dfs_proto::{Attr, Code, Failure, FileKind, Ino};
+use dfs_client::fs::{HandleId, NewFile};
+use dfs_proto::FileKind;
+use dfs_proto::meta::{LockRange, SetAttr};
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{self, NodeIds};
-use super::directory::Directories;
-use super::file_io::ClosedOnce;
-use super::hand::{Hand, Kind, refuse};
-use super::notify::KernelCache;
-use super::raw_request;
-use super::told::Told;
-use super::{init, lock};
-use crate::caller::Caller;
-
-/// Inode numbers are never used twice, so that nothing tells generations apart.
-pub(super) const GENERATION: Generation = Generation(0);
-
-/// The kernel's side of one mount.
-pub(super) struct Adapter {
-    pub(super) fs: Arc<FileSystem>,
-    pub(super) told: Arc<Told>,
-    cache: KernelCache,
-    pub(super) closed: ClosedOnce,
-    pub(super) directories: Directories,
-    pub(super) hand: Hand,
-}
-
-impl Adapter {
-    pub(super) fn new(
-        fs: Arc<FileSystem>,
-        nodes: NodeIds,
-        cache: KernelCache,
-        runtime: tokio::runtime::Handle,
-    ) -> Self {
-        Self {
-            fs,
-            told: Arc::new(Told::new(nodes)),
-            cache,
-            closed: ClosedOnce::default(),
-            directories: Directories::default(),
-            hand: Hand::new(runtime),
-        }
-    }
-
-    fn ino(&self, node: INodeNo) -> Ino {
-        self.told.nodes.ino_of(node)
-    }
-
-    /// Answers with an entry: name and attributes, both believed for a moment.
-    fn entry(
-        &self,
-        kind: Kind,
-        request: &Request,
-        reply: ReplyEntry,
-        operation: impl Future<Output = Result<Attr, Failure>> + Send + 'static,
-    ) {
-        let (told, asked) = (self.told.clone(), self.told.ask());
-        let operation = async move { told.tell(asked, &operation.await?) };
-        self.hand.on(kind, request, reply, operation, move |reply, attr| {
-            reply.entry(&asked.trust(), &attr, GENERATION);
-        });
-    }
-
-    /// Answers with attributes.
-    fn attributes(
-        &self,
-        kind: Kind,
-        request: &Request,
-        reply: ReplyAttr,
-        operation: impl Future<Output = Result<Attr, Failure>> + Send + 'static,
-    ) {
-        let (told, asked) = (self.told.clone(), self.told.ask());
-        let operation = async move { told.tell(asked, &operation.await?) };
-        self.hand.on(kind, request, reply, operation, move |reply, attr| reply.attr(&asked.trust(), &attr));
-    }
-
-    /// Answers that it is done.
-    pub(super) fn done(
-        &self,
-        kind: Kind,
-        request: &Request,
-        reply: ReplyEmpty,
-        operation: impl Future<Output = Result<(), Failure>> + Send + 'static,
-    ) {
-        self.hand.on(kind, request, reply, operation, |reply, ()| reply.ok());
-    }
-
-    /// Makes a name without opening it.
-    fn make(
-        &self,
-        name: &'static str,
-        request: &Request,
-        parent: INodeNo,
-        child: &OsStr,
-        file: NewFile,
-        reply: ReplyEntry,
-    ) {
-        let (fs, parent, child) = (self.fs.clone(), self.ino(parent), child.to_owned());
-        let operation = async move { fs.create(parent, child.as_bytes(), file).await };
-        self.entry(Kind::change(name), request, reply, operation);
-    }
-}
+use super::hand::{Kind, refuse};
+use super::reply::Adapter;
+use super::{convert, init, lock, raw_request};
 
 /// What a caller makes: it belongs to the caller.
 fn new_file(request: &Request, kind: FileKind, mode: u32, umask: u32) -> NewFile {
@@ -139,10 +42,6 @@ fn kills_set_id(request: &Request) -> bool {
 
 fn handle(fh: FileHandle) -> HandleId {
     HandleId(fh.0)
-}
-
-fn keep(keep_cache: bool) -> FopenFlags {
-    if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
 
 impl Filesystem for Adapter {
@@ -317,83 +216,25 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let mode = match flags {
-            0 => XattrMode::Set,
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::ReplaceOnly,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        let (fs, ino) = (self.fs.clone(), self.ino(node));
-        let (name, value) = (name.to_owned(), value.to_vec());
-        let (uid, gid, caller) = (request.uid(), request.gid(), Caller { thread: request.pid() });
-        let told = self.told.clone();
-        let operation = async move {
-            let access_acl = name.as_bytes() == b"system.posix_acl_access";
-            let kill_set_gid = access_acl && uid != 0 && {
-                let group = fs.getattr(ino).await?.gid;
-                group != gid && !caller.is_in_group(group)
-            };
-            told.xattrs_change(ino);
-            let set = fs.setxattr(ino, name.as_bytes(), &value, mode, kill_set_gid).await;
-            told.xattrs_change(ino);
-            set
-        };
-        self.done(Kind::change("setxattr"), request, reply, operation);
+        self.set_xattr(request, node, name, value, flags, reply);
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let (fs, ino, name) = (self.fs.clone(), self.ino(node), name.to_owned());
-        if self.told.has_no_xattr(ino, name.as_bytes()) {
-            return reply.error(Errno::ENODATA);
-        }
-        let operation = async move { fs.getxattr(ino, name.as_bytes()).await };
-        self.hand.on(Kind::read("getxattr"), request, reply, operation, move |reply, value| {
-            convert::xattr(reply, size, &value);
-        });
+        self.get_xattr(request, node, name, size, reply);
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        let (fs, ino, root) = (self.fs.clone(), self.ino(node), request.uid() == 0);
-        let operation = async move {
-            let names = fs.listxattr(ino).await?;
-            // As everywhere on Linux, what only root may read is not shown to others.
-            let shown = names.iter().filter(|name| root || !name.starts_with(b"trusted."));
-            Ok(shown.flat_map(|name| name.iter().copied().chain([0])).collect::<Vec<u8>>())
-        };
-        self.hand.on(Kind::read("listxattr"), request, reply, operation, move |reply, names| {
-            convert::xattr(reply, size, &names);
-        });
+        self.list_xattrs(request, node, size, reply);
     }
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, ino, name) = (self.fs.clone(), self.ino(node), name.to_owned());
-        let told = self.told.clone();
-        let operation = async move {
-            told.xattrs_change(ino);
-            let removed = fs.removexattr(ino, name.as_bytes()).await;
-            told.xattrs_change(ino);
-            removed
-        };
-        self.done(Kind::change("removexattr"), request, reply, operation);
+        self.remove_xattr(request, node, name, reply);
     }
 
     // ---- Files ----
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let options = convert::open_options(flags.0, raw_request::open_kills_set_id(request));
-        let (fs, ino, told, cache) = (self.fs.clone(), self.ino(node), self.told.clone(), self.cache.clone());
-        let operation = async move {
-            let (handle, keep_cache) = fs.open(ino, options).await?;
-            // A reader must not go by a size that it was told before somebody else wrote.
-            if fs.known(ino).is_some_and(|attr| told.differs(&attr)) {
-                cache.forget_attributes(ino);
-            }
-            Ok((handle, keep_cache))
-        };
-        let kind = if options.truncate { Kind::change("open") } else { Kind::read("open") };
-        self.hand.on(kind, request, reply, operation, |reply, (handle, keep_cache)| {
-            reply.opened(FileHandle(handle.0), keep(keep_cache));
-        });
+        self.open_file(request, node, flags, reply);
     }
 
     fn create(
@@ -406,32 +247,8 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let options = convert::open_options(flags, raw_request::create_kills_set_id(request));
         let file = new_file(request, FileKind::Regular, mode, umask);
-        let (fs, parent, name) = (self.fs.clone(), self.ino(parent), name.to_owned());
-        let (told, asked) = (self.told.clone(), self.told.ask());
-        let operation = async move {
-            // A file that somebody else made since the kernel looked: whether the caller may open it is for the kernel to
-            // say, which looks again when told ESTALE. root may.
-            let (asked_exclusive, look_again) = (flags & libc::O_EXCL != 0, file.uid != 0);
-            let opened =
-                fs.create_open(parent, name.as_bytes(), file, options, asked_exclusive || look_again);
-            let (attr, handle, keep_cache) = opened.await.map_err(|failure| match failure.code {
-                Code::Exists if !asked_exclusive => Failure::new(Code::Stale, failure.message),
-                _ => failure,
-            })?;
-            Ok((told.tell(asked, &attr)?, handle, keep_cache))
-        };
-        self.hand.on(
-            Kind::change("create"),
-            request,
-            reply,
-            operation,
-            move |reply, (attr, handle, keep_cache)| {
-                let trust = asked.trust();
-                reply.created(&trust, &attr, GENERATION, FileHandle(handle.0), keep(keep_cache));
-            },
-        );
+        self.create_file(request, parent, name, file, flags, reply);
     }
 
     fn read(

@@ -9,8 +9,8 @@ use fuser::{Errno, ReplyDirectory, ReplyDirectoryPlus, Request};
 
 use super::convert::{self, TRUST};
 use super::directory::{Item, PAGE_ENTRIES};
-use super::filesystem::{Adapter, GENERATION};
 use super::hand::{Kind, Reply, refuse};
+use super::reply::{Adapter, GENERATION};
 
 /// A reply that is filled while its request is worked on.
 struct Filling<R>(Arc<Mutex<Option<R>>>);

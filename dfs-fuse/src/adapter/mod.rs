@@ -1,8 +1,9 @@
 //! The kernel's requests, handed to the client library: the only folder that names fuser.
 //!
 //! `filesystem` has one method for each kind of request and no more sense than to translate. What is at hand is answered
-//! on the event loop; everything else goes through `hand` to the runtime. `file_io` and `listing` are the requests that
-//! take more than that, over the open directories that `directory` keeps. `notify` drops what the kernel caches, `told`
+//! on the event loop; everything else goes through `hand` to the runtime, and back to the kernel through `reply`. `opening`,
+//! `file_io`, `xattrs` and `listing` are the requests that take more than that, over the open directories that
+//! `directory` keeps. `notify` drops what the kernel caches, `told`
 //! remembers what it was told, `init` settles what both sides can, `convert` and `lock` translate types, and
 //! `raw_request` reads what fuser keeps to itself.
 //!
@@ -18,8 +19,11 @@ mod init;
 mod listing;
 mod lock;
 mod notify;
+mod opening;
 mod raw_request;
+mod reply;
 mod told;
+mod xattrs;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,7 +38,7 @@ use tokio::sync::oneshot;
 pub(crate) use notify::KernelCache;
 
 use convert::NodeIds;
-use filesystem::Adapter;
+use reply::Adapter;
 
 /// Threads that read requests from the kernel. Two make small files slower (wake-ups across cores cost more than they
 /// win), and sequential I/O is bounded by copying, not by this thread.

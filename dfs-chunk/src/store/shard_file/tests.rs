@@ -35,8 +35,6 @@ impl Input for Memory {
         buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
-
-    fn will_need(&self, _: u64, _: u64) {}
 }
 
 const CLUSTER: ClusterId = ClusterId([3; 16]);
