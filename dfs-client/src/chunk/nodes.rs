@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dfs_proto::chunk::chunk_client::ChunkClient;
 use dfs_proto::chunk::{PingRequest, SmallReply, SmallRequest, small_reply, small_request};
-use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
+use dfs_proto::limits::{MAX_FRAME_DATA, MAX_HTTP2_FRAME, MAX_MESSAGE};
 use dfs_proto::{ClusterId, Code, Failure, Labels, NodeAddress};
 use tonic::transport::{Channel, Endpoint};
 
@@ -34,6 +34,10 @@ const PROBE_EVERY: Duration = Duration::from_millis(300);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A node that would take at most so many times as long as the quickest is about as quick.
 const ABOUT_AS_QUICK: u64 = 4;
+/// Requests in flight to one node that are nothing unusual: one reader in order has so many.
+const USUAL_QUEUE: usize = 16;
+/// The longest read that goes with what is small.
+const QUICK_READ: u64 = MAX_FRAME_DATA as u64 / 4;
 /// Nodes remembered; the oldest connections are dropped beyond it.
 const MAX_NODES: usize = 4096;
 /// What a node is taken to need before it was measured.
@@ -54,20 +58,26 @@ pub(super) struct Node {
     quick: Connection,
     bulk: Connection,
     health: Mutex<Health>,
-    /// Smoothed time to the first byte of an answer.
-    latency_us: AtomicU64,
-    in_flight: AtomicUsize,
 }
 
-/// A connection, and the stream of small requests on it.
+/// A connection, and the stream of requests on it.
 struct Connection {
     channel: Channel,
     line: Line<SmallRequest, SmallReply>,
+    /// Smoothed time that a read takes.
+    latency_us: AtomicU64,
+    /// Requests under way, reads and puts.
+    requests: AtomicUsize,
 }
 
 impl Connection {
     fn new(endpoint: &Endpoint) -> Self {
-        Self { channel: endpoint.connect_lazy(), line: Line::new() }
+        Self {
+            channel: endpoint.connect_lazy(),
+            line: Line::new(),
+            latency_us: AtomicU64::new(FIRST_LATENCY_US),
+            requests: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -93,10 +103,17 @@ struct Health {
 /// Which connection a request goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Up to a frame.
+    /// Small puts and reads.
     Quick,
     /// More.
     Bulk,
+}
+
+impl Lane {
+    /// For a read of so many bytes.
+    pub(super) fn of_read(length: u64) -> Self {
+        if length <= QUICK_READ { Self::Quick } else { Self::Bulk }
+    }
 }
 
 impl Nodes {
@@ -153,8 +170,6 @@ impl Node {
             quick: Connection::new(&endpoint),
             bulk: Connection::new(&endpoint),
             health: Mutex::default(),
-            latency_us: AtomicU64::new(FIRST_LATENCY_US),
-            in_flight: AtomicUsize::new(0),
         })
     }
 
@@ -234,28 +249,30 @@ impl Node {
         health.suspect_until = None;
     }
 
-    /// The first byte of an answer came after `elapsed`.
-    pub(super) fn answered_after(&self, elapsed: Duration) {
+    /// A read was answered after `elapsed`.
+    pub(super) fn answered_after(&self, lane: Lane, elapsed: Duration) {
+        let latency_us = &self.connection(lane).latency_us;
         let sample = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min(60_000_000);
-        let before = self.latency_us.load(Ordering::Relaxed);
-        self.latency_us.store((before * 7 + sample) / 8, Ordering::Relaxed);
+        let before = latency_us.load(Ordering::Relaxed);
+        latency_us.store((before * 7 + sample) / 8, Ordering::Relaxed);
     }
 
-    /// How long its answers take to begin, smoothed.
-    pub(super) fn latency(&self) -> Duration {
-        Duration::from_micros(self.latency_us.load(Ordering::Relaxed))
+    /// How long its reads take, smoothed.
+    pub(super) fn latency(&self, lane: Lane) -> Duration {
+        Duration::from_micros(self.connection(lane).latency_us.load(Ordering::Relaxed))
     }
 
-    /// Counts a request in flight until the guard is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+    /// Counts a request as under way until the guard is dropped.
+    pub(super) fn begin(self: &Arc<Self>, lane: Lane) -> UnderWay {
+        self.connection(lane).requests.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(self), lane)
     }
 
     /// Smaller is to be asked sooner: who is not suspect, near, and likely to answer soon.
-    pub(super) fn rank(&self, now: Instant) -> Rank {
-        let queue = self.in_flight.load(Ordering::Relaxed) as u64 + 1;
-        let wait_us = queue * self.latency_us.load(Ordering::Relaxed).max(1);
+    pub(super) fn rank(&self, lane: Lane, now: Instant) -> Rank {
+        let Connection { latency_us, requests, .. } = self.connection(lane);
+        let queue = (requests.load(Ordering::Relaxed) / USUAL_QUEUE) as u64 + 1;
+        let wait_us = queue * latency_us.load(Ordering::Relaxed).max(1);
         Rank { suspect: self.is_suspect(now), distance: self.distance, wait_us }
     }
 
@@ -289,29 +306,30 @@ pub(super) struct Rank {
 }
 
 /// Sorts the nodes that hold a chunk, the one to ask first in front. Of several that are as near and about as quick it is
-/// the same one for each read of the chunk, so that what one daemon keeps in memory isn't read from the disks of three.
-pub(super) fn sort_for_read<T>(chunk: u64, candidates: &mut [(Arc<Node>, T)]) {
+/// the same one for each read of the same `place` in the same chunk, so that what one daemon keeps in memory isn't read
+/// from the disks of three; the next one for the next place, so that who reads in order has several at work.
+pub(super) fn sort_for_read<T>(place: u64, lane: Lane, candidates: &mut [(Arc<Node>, T)]) {
     let now = Instant::now();
-    candidates.sort_by_cached_key(|(node, _)| node.rank(now));
+    candidates.sort_by_cached_key(|(node, _)| node.rank(lane, now));
     let Some((first, _)) = candidates.first() else { return };
-    let best = first.rank(now);
+    let best = first.rank(lane, now);
     let as_good = candidates.partition_point(|(node, _)| {
-        let rank = node.rank(now);
+        let rank = node.rank(lane, now);
         (rank.suspect, rank.distance) == (best.suspect, best.distance)
             && rank.wait_us <= best.wait_us.saturating_mul(ABOUT_AS_QUICK)
     });
     if as_good > 1 {
         candidates[..as_good].sort_by_key(|(node, _)| node.id);
-        candidates[..as_good].rotate_left((chunk % as_good as u64) as usize);
+        candidates[..as_good].rotate_left((place % as_good as u64) as usize);
     }
 }
 
-/// A request in flight.
-pub(super) struct InFlight(Arc<Node>);
+/// A request under way.
+pub(super) struct UnderWay(Arc<Node>, Lane);
 
-impl Drop for InFlight {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.connection(self.1).requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -358,13 +376,19 @@ mod tests {
         };
         let (a, b) = (get(1), get(2));
         let now = Instant::now();
-        a.answered_after(Duration::from_millis(50));
-        assert!(b.rank(now) < a.rank(now));
-        let busy: Vec<_> = (0..100).map(|_| b.begin()).collect();
-        assert!(a.rank(now) < b.rank(now), "who is busy is slower");
+        let first = || match a.rank(Lane::Bulk, now) < b.rank(Lane::Bulk, now) {
+            true => a.id,
+            false => b.id,
+        };
+        a.answered_after(Lane::Quick, Duration::from_millis(5));
+        a.answered_after(Lane::Bulk, Duration::from_millis(50));
+        assert_eq!(first(), 2);
+        let busy: Vec<_> = (0..20 * USUAL_QUEUE).map(|_| b.begin(Lane::Bulk)).collect();
+        assert_eq!(first(), 1, "who is busy is slower");
+        assert!(b.rank(Lane::Quick, now) < a.rank(Lane::Quick, now), "but not in what is small");
         drop(busy);
         b.failed(&Code::NoSpace.into(), ClusterId([0; 16]));
-        assert!(a.rank(now) < b.rank(now));
+        assert_eq!(first(), 1);
         assert_eq!(nodes.suspects(), [2]);
         assert!(!b.is_suspect(now + MAX_SUSPECT_FOR));
         b.succeeded();
@@ -373,21 +397,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reads_of_a_chunk_stay_with_one_node_while_it_is_about_as_quick() {
+    async fn reads_of_a_place_stay_with_one_node_while_it_is_about_as_quick() {
         let nodes = Nodes::new(Labels::default());
         let node = |node| {
             let address = format!("127.0.0.1:{}", 1000 + node);
             nodes.get(&NodeAddress { node, address, labels: None }).unwrap()
         };
-        let order = |chunk| {
+        let order = |place| {
             let mut candidates: Vec<_> = [3, 1, 2].map(|id| (node(id), ())).into();
-            sort_for_read(chunk, &mut candidates);
+            sort_for_read(place, Lane::Bulk, &mut candidates);
             candidates.iter().map(|(node, ())| node.id).collect::<Vec<_>>()
         };
         assert_eq!([order(6), order(7), order(8)], [[1, 2, 3], [2, 3, 1], [3, 1, 2]]);
-        node(1).answered_after(Duration::from_millis(2));
-        assert_eq!(order(6), [1, 2, 3], "twice as slow is still about as quick");
-        let busy: Vec<_> = (0..8).map(|_| node(1).begin()).collect();
+        node(1).answered_after(Lane::Bulk, Duration::from_millis(2));
+        let some: Vec<_> = (0..USUAL_QUEUE - 1).map(|_| node(1).begin(Lane::Bulk)).collect();
+        assert_eq!(order(6), [1, 2, 3], "twice as slow, or with some to do, is still about as quick");
+        drop(some);
+        let busy: Vec<_> = (0..8 * USUAL_QUEUE).map(|_| node(1).begin(Lane::Bulk)).collect();
         assert_eq!(order(6), [2, 3, 1], "the others take over what it can't do");
         drop(busy);
         node(2).failed(&Code::NoSpace.into(), ClusterId([0; 16]));

@@ -73,9 +73,10 @@ impl PackedChunk {
         digest.finalize().into()
     }
 
-    /// The chunk's blocks in order, each in a buffer of its own.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = Bytes> {
-        self.frames.iter().flat_map(|frame| frame.data.chunks(BLOCK_SIZE).map(Bytes::copy_from_slice))
+    /// The chunk's frames in order, each with the number of its first block and in a buffer of its own.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (u32, Bytes)> {
+        let firsts = (0..).step_by(MAX_FRAME_DATA / BLOCK_SIZE);
+        firsts.zip(self.frames.iter().map(|frame| Bytes::copy_from_slice(&frame.data)))
     }
 }
 
@@ -109,7 +110,10 @@ mod tests {
             let whole = pieces.concat();
             let packed = PackedChunk::new(pieces);
             assert_eq!(packed.length() as usize, whole.len());
-            assert!(packed.blocks().collect::<Vec<_>>().concat() == whole);
+            for (first, data) in packed.copies() {
+                assert!(whole[first as usize * BLOCK_SIZE..].starts_with(&data));
+            }
+            assert_eq!(packed.copies().map(|(_, data)| data.len()).sum::<usize>(), whole.len());
             assert_eq!(packed.sha256()[..], Sha256::digest(&whole)[..]);
             let (last, full) = packed.frames().split_last().unwrap();
             assert!(full.iter().all(|frame| frame.data.len() == MAX_FRAME_DATA));

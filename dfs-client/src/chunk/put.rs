@@ -196,7 +196,7 @@ impl ChunkIo {
 
 /// Sends a chunk of one frame to one node and waits for its answer.
 async fn put_small(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) -> Result<PutReply, Failure> {
-    let _in_flight = node.begin();
+    let _under_way = node.begin(Lane::Quick);
     let [frame] = packed.frames() else { unreachable!("a chunk that fits a frame is one") };
     let (data, block_crc32c) = (frame.data.clone(), frame.block_crc32c.clone());
     let put = small_request::Op::Put(PutFrame { header: Some(header), data, block_crc32c });
@@ -212,7 +212,7 @@ async fn put_small(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) ->
 
 /// Streams the chunk to one node and waits for its answer while there is progress.
 async fn put_to(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) -> Result<PutReply, Failure> {
-    let _in_flight = node.begin();
+    let _under_way = node.begin(Lane::Bulk);
     let started = Instant::now();
     let progress_ms = Arc::new(AtomicU64::new(0));
     let mut header = Some(header);

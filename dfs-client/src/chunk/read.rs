@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dfs_proto::chunk::{ReadRequest, small_reply, small_request};
-use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
+use dfs_proto::limits::BLOCK_SIZE;
 use dfs_proto::meta::{ChunkPlan, ReportShard, ShardPlan, request};
 use dfs_proto::{Code, Failure};
 use futures::StreamExt;
@@ -23,7 +23,7 @@ use super::nodes::{Lane, Node, sort_for_read};
 
 /// A node that sends nothing for so long has failed.
 const STALL_TIMEOUT: Duration = Duration::from_millis(2500);
-/// Another node is asked too when the answer is not whole after so many times what its first byte usually takes,
+/// Another node is asked too when the answer is not there after so many times what it usually takes,
 const HEDGE_FACTOR: u32 = 8;
 /// but not before this,
 const MIN_HEDGE_AFTER: Duration = Duration::from_millis(30);
@@ -33,6 +33,10 @@ const HEDGE_PER_BLOCK: Duration = Duration::from_millis(2);
 const MAX_HEDGE_AFTER: Duration = Duration::from_millis(1000);
 /// Hedges in flight: when everything is slow, asking twice makes it slower.
 const MAX_HEDGES: usize = 4;
+/// Answers shorter than this come with others in one buffer.
+const SHARED_BELOW: u64 = 256 * 1024;
+/// A chunk is read in places of 4 MiB, each preferably from one node.
+const PLACE_BLOCKS: u32 = 64;
 /// Shards reported already; forgotten when so many have gathered.
 const MAX_REPORTED: usize = 4096;
 
@@ -46,15 +50,17 @@ pub(super) struct Reports {
 }
 
 impl ChunkIo {
-    /// The blocks `range` of a chunk, at most a frame of them, each of 64 KiB but for the chunk's last. NOT_FOUND or CORRUPT: every node
+    /// The blocks `range` of a chunk, at most a frame of them, in a buffer of their own. NOT_FOUND or CORRUPT: every node
     /// answered and none has them whole; another code: some node did not answer.
-    pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Vec<Bytes>, Failure> {
+    pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Bytes, Failure> {
         let mut candidates: Vec<(Arc<Node>, &ShardPlan)> = plan
             .shards
             .iter()
             .filter_map(|shard| Some((self.nodes.get(shard.node.as_ref()?).ok()?, shard)))
             .collect();
-        sort_for_read(plan.chunk, &mut candidates);
+        let (_, length) = bytes_of(plan, &range);
+        let lane = Lane::of_read(length);
+        sort_for_read(plan.chunk.wrapping_add(u64::from(range.start / PLACE_BLOCKS)), lane, &mut candidates);
         candidates.reverse();
         let mut failures = Vec::new();
         let mut running = FuturesUnordered::new();
@@ -68,12 +74,13 @@ impl ChunkIo {
             }
             let hedge_after = candidates.last().map(|(node, _)| {
                 let transfer = HEDGE_PER_BLOCK * range.len() as u32;
-                (node.latency() * HEDGE_FACTOR + transfer).clamp(MIN_HEDGE_AFTER + transfer, MAX_HEDGE_AFTER)
+                (node.latency(lane) * HEDGE_FACTOR + transfer)
+                    .clamp(MIN_HEDGE_AFTER + transfer, MAX_HEDGE_AFTER)
             });
             tokio::select! {
                 biased;
                 Some(answer) = running.next() => match answer {
-                    Ok(blocks) => return Ok(blocks),
+                    Ok(data) => return Ok(data),
                     Err(failure) => failures.push(failure),
                 },
                 () = tokio::time::sleep(hedge_after.unwrap_or_default()), if hedge_after.is_some() && hedges.is_empty() => {
@@ -120,7 +127,7 @@ impl ChunkIo {
         plan: &ChunkPlan,
         shard: &ShardPlan,
         range: Range<u32>,
-    ) -> Result<Vec<Bytes>, Failure> {
+    ) -> Result<Bytes, Failure> {
         let answer = self.fetch(&node, plan, shard.index, range).await;
         match &answer {
             Ok(_) => node.succeeded(),
@@ -142,12 +149,11 @@ impl ChunkIo {
         plan: &ChunkPlan,
         index: u32,
         range: Range<u32>,
-    ) -> Result<Vec<Bytes>, Failure> {
-        let _in_flight = node.begin();
+    ) -> Result<Bytes, Failure> {
+        let (offset, length) = bytes_of(plan, &range);
+        let lane = Lane::of_read(length);
+        let _under_way = node.begin(lane);
         let started = Instant::now();
-        let offset = u64::from(range.start) * BLOCK_SIZE as u64;
-        let length = (u64::from(range.end) * BLOCK_SIZE as u64).min(plan.length).saturating_sub(offset);
-        let lane = if length <= MAX_FRAME_DATA as u64 / 4 { Lane::Quick } else { Lane::Bulk };
         let request =
             ReadRequest { cluster: self.cluster.to_bytes(), chunk: plan.chunk, index, offset, length };
         let read = node.exchange(lane, small_request::Op::Read(request));
@@ -160,11 +166,11 @@ impl ChunkIo {
                 node.explain(Failure::new(Code::InputOutput, "the answer to a read is something else"))
             );
         };
-        node.answered_after(started.elapsed());
-        let blocks = take_blocks(frame.data, &frame.block_crc32c, length);
-        blocks.map_err(|what| {
+        node.answered_after(lane, started.elapsed());
+        verify(&frame.data, &frame.block_crc32c, length).map_err(|what| {
             Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
-        })
+        })?;
+        Ok(if length < SHARED_BELOW { Bytes::copy_from_slice(&frame.data) } else { frame.data })
     }
 
     /// Tells the metadata server of a bad shard, once, without waiting for it.
@@ -197,20 +203,22 @@ impl Drop for Hedge<'_> {
     }
 }
 
-/// Verifies the blocks of a frame of `length` bytes and copies each to a buffer of its own.
-fn take_blocks(data: Bytes, sums: &[u32], length: u64) -> Result<Vec<Bytes>, &'static str> {
+/// Offset and length of some blocks of a chunk.
+fn bytes_of(plan: &ChunkPlan, range: &Range<u32>) -> (u64, u64) {
+    let at = |block: u32| (u64::from(block) * BLOCK_SIZE as u64).min(plan.length);
+    (at(range.start), at(range.end) - at(range.start))
+}
+
+/// Verifies the blocks of a frame of `length` bytes.
+fn verify(data: &Bytes, sums: &[u32], length: u64) -> Result<(), &'static str> {
     if data.is_empty() || data.len() as u64 != length {
         return Err("a frame of a wrong length");
     }
     if data.len().div_ceil(BLOCK_SIZE) != sums.len() {
         return Err("a frame without its checksums");
     }
-    let verified =
-        data.chunks(BLOCK_SIZE).zip(sums).map(|(block, sum)| match crc32c::crc32c(block) == *sum {
-            true => Ok(Bytes::copy_from_slice(block)),
-            false => Err("a corrupt block"),
-        });
-    verified.collect()
+    let is_good = |(block, sum): (&[u8], &u32)| crc32c::crc32c(block) == *sum;
+    if data.chunks(BLOCK_SIZE).zip(sums).all(is_good) { Ok(()) } else { Err("a corrupt block") }
 }
 
 #[cfg(test)]
@@ -221,10 +229,8 @@ mod tests {
     fn only_whole_and_verified_blocks_are_taken() {
         let data: Bytes = (0..BLOCK_SIZE + 10).map(|i| i as u8).collect();
         let sums: Vec<u32> = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
-        let take = |data: &Bytes, sums: &[u32], length: usize| {
-            take_blocks(data.clone(), sums, length as u64).map(|blocks| blocks.concat())
-        };
-        assert_eq!(take(&data, &sums, data.len()).unwrap(), data.to_vec());
+        let take = |data: &Bytes, sums: &[u32], length: usize| verify(data, sums, length as u64);
+        assert_eq!(take(&data, &sums, data.len()), Ok(()));
         assert!(take(&data, &sums, data.len() + 1).is_err(), "less than asked for");
         assert!(take(&data, &sums, data.len() - 1).is_err(), "more than asked for");
         assert!(take(&data, &sums[..1], data.len()).is_err());

@@ -7,17 +7,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
 use dfs_proto::meta::ChunkPlan;
 use dfs_proto::{Code, Failure};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-use super::cache::{BlockCache, BlockKey};
+use super::cache::{self, BlockCache, Run};
 use crate::chunk::ChunkIo;
 
-/// Blocks asked for in one request: 1 MiB.
-const MAX_FETCH_BLOCKS: usize = 16;
 /// Blocks in flight over the whole mount: 32 MiB.
 const MAX_IN_FLIGHT_BLOCKS: usize = 512;
 
@@ -26,44 +23,28 @@ pub(super) struct Fetcher {
     io: Arc<ChunkIo>,
     cache: Arc<BlockCache>,
     runtime: Handle,
-    in_flight: Mutex<HashMap<BlockKey, Fetch>>,
+    /// By chunk and block.
+    in_flight: Mutex<HashMap<(u64, u32), Fetch>>,
     room: Semaphore,
 }
 
-type Fetched = Result<Arc<Vec<Bytes>>, Failure>;
+type Fetched = Result<Run, Failure>;
 
-/// A request in flight, from the block `first` on.
+/// A request in flight for blocks of one frame.
 #[derive(Clone)]
 struct Fetch {
-    first: u32,
+    blocks: Range<u32>,
     done: watch::Receiver<Option<Fetched>>,
 }
 
-/// Blocks to fetch in one request, and who is to be told.
-struct Missing {
-    range: Range<u32>,
-    done: watch::Sender<Option<Fetched>>,
-    fetch: Fetch,
-}
-
-impl Missing {
-    fn new(block: u32) -> Self {
-        let (sender, done) = watch::channel(None);
-        Self { range: block..block + 1, done: sender, fetch: Fetch { first: block, done } }
-    }
-}
-
-/// Where a block comes from.
+/// Where blocks come from.
 enum Source {
-    Here(Bytes),
-    Coming(Fetch),
+    Here(Run),
+    Coming(Range<u32>, Fetch),
 }
 
 /// Blocks that are here or on their way.
-pub(super) struct Blocks {
-    first: u32,
-    sources: Vec<Source>,
-}
+pub(super) struct Blocks(Vec<Source>);
 
 impl Fetcher {
     pub(super) fn new(io: Arc<ChunkIo>, cache: Arc<BlockCache>, runtime: Handle) -> Arc<Self> {
@@ -78,31 +59,36 @@ impl Fetcher {
 
     /// The blocks `range` of a chunk: starts fetching those that are neither here nor on their way.
     pub(super) fn start(self: &Arc<Self>, plan: &Arc<ChunkPlan>, range: Range<u32>) -> Blocks {
-        let first = range.start;
-        let mut sources = Vec::with_capacity(range.len());
-        let mut missing: Vec<Missing> = Vec::new();
+        let mut sources = Vec::new();
+        let mut missing = Vec::new();
         {
             let mut in_flight = self.lock();
-            for block in range {
-                let key = (plan.chunk, block);
+            for range in cache::frames(range) {
                 // A fetch puts its blocks into the cache before it leaves the table, which is locked here.
-                let here = self.cache.get(key).map(Source::Here);
-                let source =
-                    here.or_else(|| in_flight.get(&key).cloned().map(Source::Coming)).unwrap_or_else(|| {
-                        match missing.last_mut() {
-                            Some(last) if last.range.end == block && last.range.len() < MAX_FETCH_BLOCKS => {
-                                last.range.end += 1;
-                            }
-                            _ => missing.push(Missing::new(block)),
-                        }
-                        let fetch = missing.last().expect("one was just made sure of").fetch.clone();
-                        in_flight.insert(key, fetch.clone());
-                        Source::Coming(fetch)
-                    });
-                sources.push(source);
+                let here = self.cache.frame_of(plan.chunk, range.start);
+                let mut at = range.start;
+                while at < range.end {
+                    let key = |block| (plan.chunk, block);
+                    let source = if let Some(run) = here.from(at) {
+                        Source::Here(run.within(&range))
+                    } else if let Some(fetch) = in_flight.get(&key(at)) {
+                        Source::Coming(at..fetch.blocks.end.min(range.end), fetch.clone())
+                    } else {
+                        let known =
+                            |block: &u32| here.from(*block).is_some() || in_flight.contains_key(&key(*block));
+                        let end = (at + 1..range.end).find(known).unwrap_or(range.end);
+                        let (sender, done) = watch::channel(None);
+                        let fetch = Fetch { blocks: at..end, done };
+                        in_flight.extend((at..end).map(|block| (key(block), fetch.clone())));
+                        missing.push((at..end, sender));
+                        Source::Coming(at..end, fetch)
+                    };
+                    at = source.end();
+                    sources.push(source);
+                }
             }
         }
-        for Missing { range, done, .. } in missing {
+        for (range, done) in missing {
             let task = Task { fetcher: Arc::clone(self), plan: Arc::clone(plan), range };
             self.runtime.spawn(async move {
                 let fetched = task.run().await;
@@ -110,7 +96,7 @@ impl Fetcher {
                 done.send_replace(Some(fetched));
             });
         }
-        Blocks { first, sources }
+        Blocks(sources)
     }
 
     /// Starts fetching the blocks `range` unless enough is in flight already.
@@ -120,7 +106,7 @@ impl Fetcher {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlockKey, Fetch>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u32), Fetch>> {
         self.in_flight.lock().expect("nothing panics while it holds the table of fetches")
     }
 }
@@ -136,11 +122,10 @@ impl Task {
     async fn run(&self) -> Fetched {
         let room = self.fetcher.room.acquire_many(self.range.len() as u32).await;
         let _room = room.map_err(|_| Failure::new(Code::Interrupted, "the mount is ending"))?;
-        let blocks = self.fetcher.io.read(&self.plan, self.range.clone()).await?;
-        for (block, bytes) in self.range.clone().zip(&blocks) {
-            self.fetcher.cache.insert((self.plan.chunk, block), bytes.clone());
-        }
-        Ok(Arc::new(blocks))
+        let data = self.fetcher.io.read(&self.plan, self.range.clone()).await?;
+        let run = Run::new(self.range.start, data);
+        self.fetcher.cache.insert(self.plan.chunk, run.clone());
+        Ok(run)
     }
 }
 
@@ -153,21 +138,32 @@ impl Drop for Task {
     }
 }
 
+impl Source {
+    /// The block after its last.
+    fn end(&self) -> u32 {
+        match self {
+            Self::Here(run) => run.blocks().end,
+            Self::Coming(blocks, _) => blocks.end,
+        }
+    }
+}
+
 impl Blocks {
     /// Waits until all are here, in order.
-    pub(super) async fn wait(self) -> Result<Vec<Bytes>, Failure> {
-        let mut blocks = Vec::with_capacity(self.sources.len());
-        for (block, source) in (self.first..).zip(self.sources) {
+    pub(super) async fn wait(self) -> Result<Vec<Run>, Failure> {
+        let mut runs = Vec::with_capacity(self.0.len());
+        for source in self.0 {
             match source {
-                Source::Here(bytes) => blocks.push(bytes),
-                Source::Coming(Fetch { first, mut done }) => {
+                Source::Here(run) => runs.push(run),
+                Source::Coming(blocks, Fetch { mut done, .. }) => {
                     let gone = || Failure::new(Code::InputOutput, "a fetch ended without an answer");
                     let fetched = done.wait_for(Option::is_some).await.map_err(|_| gone())?;
-                    let fetched = fetched.as_ref().ok_or_else(gone)?.as_ref().map_err(Clone::clone)?;
-                    blocks.push(fetched.get((block - first) as usize).ok_or_else(gone)?.clone());
+                    runs.push(
+                        fetched.as_ref().ok_or_else(gone)?.as_ref().map_err(Clone::clone)?.within(&blocks),
+                    );
                 }
             }
         }
-        Ok(blocks)
+        Ok(runs)
     }
 }

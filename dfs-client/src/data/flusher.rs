@@ -15,6 +15,7 @@ use dfs_proto::meta::{ChunkPlan, Commit, SealedChunk, SealedShard, reply, reques
 use dfs_proto::{Class, Code, Failure};
 
 use super::DataPlane;
+use super::cache::Run;
 use super::inode::{InodeData, Settled};
 use super::layers::{Take, TakenLayer};
 use super::packer::{Placement, pack};
@@ -246,8 +247,8 @@ impl Job {
         // Work for the time that the bytes are on their way.
         let meanwhile = async {
             if packed.length() <= KEEP_CACHED_BYTES {
-                for (number, block) in (0..).zip(packed.blocks()) {
-                    plane.cache.insert((plan.chunk, number), block);
+                for (first, data) in packed.copies() {
+                    plane.cache.insert(plan.chunk, Run::new(first, data));
                 }
             }
             if digest.is_none() {

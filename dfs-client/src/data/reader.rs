@@ -13,6 +13,7 @@ use dfs_proto::limits::{BLOCK_SIZE, MAX_PLAN_EXTENTS};
 use dfs_proto::meta::{ChunkPlan, Extent, GetAttr, Plan, reply, request};
 use dfs_proto::{Code, Failure};
 
+use super::cache::Run;
 use super::inode::{InodeData, State};
 use super::plan::{PlanAnswer, View};
 
@@ -67,9 +68,8 @@ impl InodeData {
         let range = range.start..range.end.min(view.size.max(dirty.end)).max(range.start);
         let mut parts = dirty.parts;
         for (extent, chunk) in clipped(&view, &dirty.left) {
-            for block in blocks_of(&extent) {
-                let bytes = self.plane.cache.get((chunk.chunk, block))?;
-                parts.push(cut_block(&extent, block, &bytes)?);
+            for run in self.plane.cache.get(chunk.chunk, blocks_of(&extent))? {
+                parts.push(cut(&extent, &run)?);
             }
         }
         Some(assemble(parts, range))
@@ -115,8 +115,8 @@ impl InodeData {
         self.read_ahead(ahead);
         let mut parts = dirty.parts;
         for ((extent, chunk), blocks) in wanted.iter().zip(coming) {
-            for (number, bytes) in blocks_of(extent).zip(blocks.wait().await?) {
-                parts.push(cut_block(extent, number, &bytes).ok_or_else(|| {
+            for run in blocks.wait().await? {
+                parts.push(cut(extent, &run).ok_or_else(|| {
                     Failure::new(Code::Corrupt, format!("chunk {} is shorter than its extents", chunk.chunk))
                 })?);
             }
@@ -260,14 +260,14 @@ fn blocks_of(extent: &Extent) -> Range<u32> {
     (extent.chunk_offset / block) as u32..(extent.chunk_offset + extent.length).div_ceil(block) as u32
 }
 
-/// The part of a block that belongs to an extent, with its place in the file; `None` when the block is too short.
-fn cut_block(extent: &Extent, number: u32, block: &Bytes) -> Option<Part> {
-    let first = u64::from(number) * BLOCK_SIZE as u64;
+/// The part of some blocks that belongs to an extent, with its place in the file; `None` when they are too short.
+fn cut(extent: &Extent, run: &Run) -> Option<Part> {
+    let first = run.offset();
     let start = extent.chunk_offset.max(first);
-    let end = (extent.chunk_offset + extent.length).min(first + BLOCK_SIZE as u64);
+    let end = (extent.chunk_offset + extent.length).min(u64::from(run.blocks().end) * BLOCK_SIZE as u64);
     let offset = extent.offset + (start - extent.chunk_offset);
-    let (from, to) = ((start - first) as usize, (end - first) as usize);
-    (to <= block.len()).then(|| (offset, block.slice(from..to)))
+    let (from, to) = ((start - first) as usize, end.saturating_sub(first) as usize);
+    (from < to && to <= run.data().len()).then(|| (offset, run.data().slice(from..to)))
 }
 
 /// The bytes of `range`: the parts, which don't overlap, and zeros where there is none.
