@@ -48,7 +48,7 @@ fn commit_until_killed(arguments: &str) {
     let store = SledStore::open(Path::new(directory), CACHE).expect("open the store");
     let mut out = std::io::stdout();
     for number in last(&store) + 1.. {
-        store.commit(&batch(seed, number)).expect("commit");
+        store.commit(&batch(seed, number), &mut || ()).expect("commit");
         writeln!(out, "{number}").and_then(|()| out.flush()).expect("say what is committed");
     }
 }

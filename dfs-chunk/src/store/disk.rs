@@ -46,6 +46,8 @@ pub trait Input: Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// Fills the buffer or fails; `UnexpectedEof` where the file ends before.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Fills the buffer if that takes no wait for the disk. `false`: ask [`Self::read_at`].
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool;
 }
 
 /// A preallocated file that is overwritten in place, so that making it durable moves no metadata.

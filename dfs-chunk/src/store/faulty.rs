@@ -157,6 +157,10 @@ impl Input for FaultyInput {
         }
         Ok(())
     }
+
+    fn read_now(&self, _buffer: &mut [u8], _offset: u64) -> bool {
+        false
+    }
 }
 
 struct FaultyLog {

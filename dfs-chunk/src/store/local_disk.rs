@@ -4,13 +4,14 @@
 //! and a stream of writes does not push out what readers use. A filesystem that refuses it gets buffered writes.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{fdatasync, syncfs};
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::buffers::{ALIGNMENT, Buffer, Buffers};
 use super::disk::{Disk, Input, Listed, Log, Output, Space};
@@ -228,6 +229,12 @@ impl Input for LocalInput {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
+
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let length = buffer.len();
+        let read = preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+        read == Ok(length)
+    }
 }
 
 struct LocalLog {
@@ -270,6 +277,10 @@ mod tests {
             assert_eq!(input.length().unwrap(), length as u64);
             let end = input.read_at(&mut [0; 2], length as u64 - 1).unwrap_err();
             assert_eq!(end.kind(), ErrorKind::UnexpectedEof);
+            // In memory since it was read above.
+            let mut now = vec![0; length];
+            assert!(input.read_now(&mut now, 0) && now == bytes, "length {length}");
+            assert!(!input.read_now(&mut now, 1), "there is not so much");
         }
     }
 

@@ -3,6 +3,7 @@
 //! A shard that can't be read as it should is noted, so that the metadata server hears of it.
 
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +17,9 @@ use super::shared::shard_path;
 
 /// Buffers smaller than this are not worth the pool.
 const POOLED_FROM: usize = 128 * 1024;
+
+/// The longest read that is answered from memory by the thread that takes requests.
+const MAX_AT_ONCE: usize = 128 * 1024;
 
 /// A shard that can be read.
 #[derive(Clone)]
@@ -81,12 +85,8 @@ impl Store {
         if self.shared.index().get(key).is_none() {
             return Err(Failure::new(Code::NotFound, format!("{key} is not on this node")));
         }
-        if let Some(logged) = self.intake.as_ref().and_then(|intake| intake.get(key)) {
-            let table = [logged.crc32c()];
-            return Ok(OpenShard::Logged(LoggedShard { logged, table }));
-        }
-        if let Some(file) = self.shared.open_files().get(&key) {
-            return Ok(OpenShard::File(file.clone()));
+        if let Some(shard) = self.at_hand(key) {
+            return Ok(shard);
         }
         let input = match self.shared.disk.open(&shard_path(key)) {
             Ok(input) => input,
@@ -96,6 +96,36 @@ impl Store {
         let file = Arc::new(file.inspect_err(|failure| self.note_damage(key, failure))?);
         self.shared.open_files().put(key, file.clone());
         Ok(OpenShard::File(file))
+    }
+
+    /// A shard that is open, or in memory.
+    fn at_hand(&self, key: ShardKey) -> Option<OpenShard> {
+        if let Some(logged) = self.intake.as_ref().and_then(|intake| intake.get(key)) {
+            let table = [logged.crc32c()];
+            return Some(OpenShard::Logged(LoggedShard { logged, table }));
+        }
+        self.shared.open_files().get(&key).map(|file| OpenShard::File(file.clone()))
+    }
+
+    /// Opens and reads, as [`Self::open`] and [`Self::read`] do, if that takes no wait and not long. `range` tells the
+    /// bytes for a shard of a length. `None`: ask those two, which have the reason if there is another one.
+    pub fn read_now(
+        &self,
+        key: ShardKey,
+        range: impl FnOnce(u32) -> Option<Range<u64>>,
+    ) -> Option<(Bytes, Vec<u32>)> {
+        self.shared.index().get(key)?;
+        let shard = self.at_hand(key)?;
+        let range = range(shard.header().length)?;
+        let length = usize::try_from(range.end - range.start).ok().filter(|length| *length <= MAX_AT_ONCE)?;
+        match &shard {
+            OpenShard::Logged(_) => shard.read(range.start, length, &self.buffers).ok(),
+            OpenShard::File(file) => {
+                let mut data = vec![0; length];
+                let table = file.read_now(range.start, &mut data)?.to_vec();
+                Some((data.into(), table))
+            }
+        }
     }
 
     fn open_failed(&self, key: ShardKey, error: &std::io::Error) -> Failure {

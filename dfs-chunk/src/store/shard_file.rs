@@ -291,22 +291,35 @@ impl ShardFile {
     /// Fills `buffer` with data from `offset` on and verifies it. `offset` is a multiple of 64 KiB; `buffer` ends at a
     /// block's end or at the shard's. Returns the checksums of the blocks. CORRUPT, INPUT_OUTPUT.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<&[u32], Failure> {
-        let end = offset + buffer.len() as u64;
-        let length = u64::from(self.header.length);
-        assert!(offset.is_multiple_of(BLOCK_SIZE as u64), "reads start at a block");
-        assert!(end <= length, "reads stay inside the shard");
-        assert!(end.is_multiple_of(BLOCK_SIZE as u64) || end == length, "reads return whole blocks");
+        let table = self.table_of(offset, buffer.len());
         read(&*self.input, buffer, HEADER_LENGTH as u64 + offset)?;
-        let first = (offset / BLOCK_SIZE as u64) as usize;
-        let table = &self.table[first..first + buffer.len().div_ceil(BLOCK_SIZE)];
         match first_bad_block(buffer, table) {
             None => Ok(table),
             Some(bad) => Err(corrupt(format!(
                 "block {} of {} does not match its checksum",
-                first + bad,
+                offset as usize / BLOCK_SIZE + bad,
                 self.header.key
             ))),
         }
+    }
+
+    /// As [`Self::read`], if that takes no wait for the disk. `None`: ask [`Self::read`], which has the reason if there is
+    /// another one.
+    pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Option<&[u32]> {
+        let table = self.table_of(offset, buffer.len());
+        let is_read = self.input.read_now(buffer, HEADER_LENGTH as u64 + offset);
+        (is_read && first_bad_block(buffer, table).is_none()).then_some(table)
+    }
+
+    /// The checksums of whole blocks.
+    fn table_of(&self, offset: u64, buffer_length: usize) -> &[u32] {
+        let end = offset + buffer_length as u64;
+        let length = u64::from(self.header.length);
+        assert!(offset.is_multiple_of(BLOCK_SIZE as u64), "reads start at a block");
+        assert!(end <= length, "reads stay inside the shard");
+        assert!(end.is_multiple_of(BLOCK_SIZE as u64) || end == length, "reads return whole blocks");
+        let first = (offset / BLOCK_SIZE as u64) as usize;
+        &self.table[first..first + buffer_length.div_ceil(BLOCK_SIZE)]
     }
 }
 

@@ -132,10 +132,9 @@ impl BlockCache {
     pub(super) fn insert(&self, chunk: u64, run: Run) {
         let key = (chunk, run.first / FRAME_BLOCKS);
         debug_assert!(run.blocks().end.div_ceil(FRAME_BLOCKS) == key.1 + 1, "a run is of one frame");
-        self.frames.entry(key).and_upsert_with(|frame| match frame {
-            Some(frame) => frame.into_value().with(run),
-            None => Frame::default().with(run),
-        });
+        // Of two that come to one frame at once, one may get lost, and will be fetched again.
+        let frame = self.frames.get(&key).unwrap_or_default();
+        self.frames.insert(key, frame.with(run));
     }
 }
 

@@ -12,7 +12,7 @@ use prost::Message;
 use super::admission;
 use super::inbox::Gathered;
 use super::job::{Answer, Content, Job, Work};
-use super::transaction::Transaction;
+use super::transaction::{Overlay, Transaction};
 use crate::live::Live;
 use crate::ops::{self, Context, Settings};
 use crate::store::records::Slot;
@@ -46,7 +46,10 @@ pub(super) struct Group {
 /// A group that is being committed. Its writes hide the store's until they are there.
 pub(super) struct InFlight {
     pub(super) batch: Batch,
+    /// It would survive a power cut: answers that rest on it may leave.
     pub(super) durable: AtomicBool,
+    /// The store shows it to everybody.
+    pub(super) in_store: AtomicBool,
 }
 
 impl Group {
@@ -66,7 +69,7 @@ impl Core {
 
     /// Runs one job. Its answer joins the group when it must wait for the group's commit, and leaves at once otherwise.
     pub(super) fn run(&mut self, job: Job, group: &mut Group) {
-        if self.in_flight.as_ref().is_some_and(|group| group.durable.load(Ordering::Acquire)) {
+        if self.in_flight.as_ref().is_some_and(|group| group.in_store.load(Ordering::Acquire)) {
             self.in_flight = None;
         }
         group.ran += 1;
@@ -96,7 +99,8 @@ impl Core {
 
     /// From now on `group` is being committed; the next one starts empty above it.
     pub(super) fn hand_over(&mut self, batch: Batch) -> Arc<InFlight> {
-        let in_flight = Arc::new(InFlight { batch, durable: AtomicBool::new(false) });
+        let in_flight =
+            Arc::new(InFlight { batch, durable: AtomicBool::new(false), in_store: AtomicBool::new(false) });
         self.in_flight = Some(in_flight.clone());
         in_flight
     }
@@ -172,8 +176,11 @@ impl Core {
         session: SessionId,
         run: impl FnOnce(&mut Context<'_, '_>) -> Result<T, Failure>,
     ) -> (Result<T, Failure>, bool) {
-        let mut overlays = vec![&group.batch];
-        overlays.extend(self.in_flight.as_deref().map(|group| &group.batch));
+        let mut overlays = vec![Overlay { batch: &group.batch, durable: false }];
+        overlays.extend(self.in_flight.as_deref().map(|InFlight { batch, durable, .. }| Overlay {
+            batch,
+            durable: durable.load(Ordering::Acquire),
+        }));
         let mut tx = Transaction::new(&*self.store, overlays);
         let mut cx = Context {
             tx: &mut tx,

@@ -33,7 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use self::core::{Core, Group};
 use self::inbox::{Inbox, Next};
-use self::job::{Job, Work};
+use self::job::{Answer, Job, Work};
 use crate::live::Live;
 use crate::ops::{Internal, Progress, Settings};
 use crate::store::space::Space;
@@ -189,19 +189,24 @@ impl Shared {
     fn take_turns(&self) {
         let guard = EndOnPanic(self);
         while let Some((group, in_flight)) = self.run_group() {
+            let mut answers = group.answers;
+            let mut durable = || {
+                in_flight.durable.store(true, Ordering::Release);
+                answers.drain(..).for_each(Answer::send);
+            };
             let result = match in_flight.batch.is_empty() {
                 // Its answers rest on the group before, which is durable by now.
-                true => Ok(()),
-                false => self.store.commit(&in_flight.batch).and_then(|()| self.space.check()),
+                true => {
+                    durable();
+                    Ok(())
+                }
+                false => self.store.commit(&in_flight.batch, &mut durable).and_then(|()| self.space.check()),
             };
             if let Err(error) = result {
                 return self.fail(&error);
             }
-            in_flight.durable.store(true, Ordering::Release);
+            in_flight.in_store.store(true, Ordering::Release);
             self.inbox.committed();
-            for answer in group.answers {
-                answer.send();
-            }
         }
         drop(guard);
         self.end(End::Stopped);

@@ -61,7 +61,7 @@ pub fn prepare(
     tx.put(keys::setting("boot"), &Counter { value: boot });
     let live = Live::load(&mut tx, boot, settings)?;
     let (writes, _) = tx.finish();
-    store.commit(&writes)?;
+    store.commit(&writes, &mut || ())?;
     Ok(live)
 }
 
@@ -85,7 +85,7 @@ mod tests {
     }
 
     fn put(store: &dyn Store, key: Vec<u8>, record: &impl Record) {
-        store.commit(&Batch::from([(key, Some(record.to_value()))])).unwrap();
+        store.commit(&Batch::from([(key, Some(record.to_value()))]), &mut || ()).unwrap();
     }
 
     #[test]

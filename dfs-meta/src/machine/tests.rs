@@ -7,11 +7,11 @@ use dfs_proto::meta::{
     CloseSession, Create, GetAttr, Heartbeat, Lookup, OpenSession, Reclaim, Reply, Request, SessionOpened,
     reply, request,
 };
-use dfs_proto::{Class, ClusterId, Code, Failure, PROTOCOL_VERSION, Timestamp, limits};
+use dfs_proto::{Class, ClusterId, Code, Failure, PROTOCOL_VERSION, SessionId, Timestamp, limits};
 
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::store::{Batch, Pair};
+use crate::store::{Batch, Pair, keys};
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 
@@ -29,6 +29,8 @@ struct Gate {
     broken: bool,
     full: bool,
     cold: bool,
+    /// What is durable stays out of sight.
+    hidden: bool,
     /// Keys that were read, and whether by one of the machine's threads.
     read: Vec<(Vec<u8>, bool)>,
     waiting: usize,
@@ -61,7 +63,7 @@ impl Store for GatedStore {
     fn last(&self, start: &[u8], end: &[u8]) -> Result<Option<Pair>, StoreError> {
         self.inner.last(start, end)
     }
-    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+    fn commit(&self, batch: &Batch, durable: &mut dyn FnMut()) -> Result<(), StoreError> {
         let mut gate = self.gate.lock().unwrap();
         gate.waiting += 1;
         self.moved.notify_all();
@@ -71,7 +73,11 @@ impl Store for GatedStore {
         if gate.broken {
             return Err(StoreError::Io("pulled out".into()));
         }
-        self.inner.commit(batch)
+        drop(gate);
+        durable();
+        let gate = self.gate.lock().unwrap();
+        let _gate = self.moved.wait_while(gate, |gate| gate.hidden).unwrap();
+        self.inner.commit(batch, &mut || ())
     }
     fn fits_in_memory(&self) -> bool {
         !self.gate.lock().unwrap().cold
@@ -195,6 +201,29 @@ async fn an_answer_that_rests_on_what_is_not_durable_waits_for_it() {
     assert_eq!(repeat.await.unwrap().unwrap(), answer);
     next.await.unwrap().unwrap();
     assert_eq!(rig.call(numbered).await.unwrap_err().code, Code::Invalid, "number 2 was there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_leave_when_durable_and_are_built_upon_before_the_store_shows_them() {
+    let rig = Rig::fresh();
+    let opened = rig.open_session().await;
+    let numbered = Request {
+        session: opened.session,
+        epoch: opened.epoch,
+        slot: 2,
+        number: 1,
+        ..request(request::Op::Reclaim(Reclaim { open_inos: vec![1, 99], ..Reclaim::default() }))
+    };
+    rig.store.set(|gate| gate.hidden = true);
+    let answer = rig.call(numbered.clone()).await.unwrap();
+    // The repeat rests on the reply that the store doesn't show yet.
+    assert_eq!(rig.call(numbered.clone()).await.unwrap(), answer);
+    let slot = keys::slot(SessionId(opened.session), 2);
+    assert_eq!(rig.store.inner.get(&slot).unwrap(), None);
+    rig.store.set(|gate| gate.hidden = false);
+    rig.call(Request { number: 2, ..numbered }).await.unwrap();
+    assert!(rig.store.inner.get(&slot).unwrap().is_some());
+    assert_eq!(rig.machine.stop(), End::Stopped);
 }
 
 #[tokio::test(flavor = "multi_thread")]

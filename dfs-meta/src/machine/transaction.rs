@@ -8,18 +8,27 @@ use crate::store::keys::{Key, KeyRange};
 use crate::store::records::Record;
 use crate::store::{Batch, Pair, Store, StoreError};
 
+/// Writes of operations before that are not in the store yet.
+#[derive(Clone, Copy)]
+pub struct Overlay<'a> {
+    /// What they write.
+    pub batch: &'a Batch,
+    /// Whether they would survive a power cut.
+    pub durable: bool,
+}
+
 /// One operation's view of the state.
 pub struct Transaction<'a> {
     store: &'a dyn Store,
-    /// Not yet durable, newest first.
-    overlays: Vec<&'a Batch>,
+    /// Not yet in the store, newest first.
+    overlays: Vec<Overlay<'a>>,
     writes: Batch,
     read_uncommitted: bool,
 }
 
 impl<'a> Transaction<'a> {
     /// A view of `overlays` (newest first) over `store`, with no writes yet.
-    pub fn new(store: &'a dyn Store, overlays: Vec<&'a Batch>) -> Self {
+    pub fn new(store: &'a dyn Store, overlays: Vec<Overlay<'a>>) -> Self {
         Self { store, overlays, writes: Batch::new(), read_uncommitted: false }
     }
 
@@ -101,7 +110,7 @@ impl<'a> Transaction<'a> {
 
     /// The layers above the store, oldest first.
     fn layers(&self) -> impl Iterator<Item = &Batch> {
-        self.overlays.iter().rev().copied().chain(std::iter::once(&self.writes))
+        self.overlays.iter().rev().map(|overlay| overlay.batch).chain(std::iter::once(&self.writes))
     }
 
     fn get_value(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -109,8 +118,8 @@ impl<'a> Transaction<'a> {
             return Ok(value.clone());
         }
         for overlay in &self.overlays {
-            if let Some(value) = overlay.get(key) {
-                self.read_uncommitted = true;
+            if let Some(value) = overlay.batch.get(key) {
+                self.read_uncommitted |= !overlay.durable;
                 return Ok(value.clone());
             }
         }
@@ -122,10 +131,12 @@ impl<'a> Transaction<'a> {
             return Ok(Vec::new());
         }
         let mut above: BTreeMap<&Key, &Option<Vec<u8>>> = BTreeMap::new();
+        let mut uncommitted = false;
         for overlay in self.overlays.iter().rev() {
-            above.extend(overlay.range(range.start.clone()..range.end.clone()));
+            let mut in_range = overlay.batch.range(range.start.clone()..range.end.clone()).peekable();
+            uncommitted |= !overlay.durable && in_range.peek().is_some();
+            above.extend(in_range);
         }
-        let uncommitted = !above.is_empty();
         above.extend(self.writes.range(range.start.clone()..range.end.clone()));
 
         // Deletes above hide pairs below, so ask for that many more, and go on until the store has no more to give.
@@ -199,7 +210,7 @@ mod tests {
             start in 0u8..24, length in 0u8..24, limit in 1usize..12,
         ) {
             let store = MemoryStore::default();
-            store.commit(&batch(&stored)).unwrap();
+            store.commit(&batch(&stored), &mut || ()).unwrap();
             let (older, newer) = (batch(&older), batch(&newer));
             let mut model = BTreeMap::new();
             for layer in [&batch(&stored), &older, &newer, &batch(&own)] {
@@ -210,7 +221,8 @@ mod tests {
                     };
                 }
             }
-            let mut tx = Transaction::new(&store, vec![&newer, &older]);
+            let overlays = [&newer, &older].map(|batch| Overlay { batch, durable: false });
+            let mut tx = Transaction::new(&store, overlays.into());
             for (at, value) in &batch(&own) {
                 match value {
                     Some(value) => tx.put(at.clone(), &Counter::from_value(at, value).unwrap()),
@@ -233,13 +245,20 @@ mod tests {
     #[test]
     fn what_is_not_durable_yet_is_noticed() {
         let store = MemoryStore::default();
-        store.commit(&batch(&[(1, Some(1))])).unwrap();
-        let pending = batch(&[(2, Some(2))]);
-        let mut tx = Transaction::new(&store, vec![&pending]);
+        store.commit(&batch(&[(1, Some(1))]), &mut || ()).unwrap();
+        let (pending, durable) = (batch(&[(2, Some(2))]), batch(&[(4, Some(4))]));
+        let overlays =
+            vec![Overlay { batch: &pending, durable: false }, Overlay { batch: &durable, durable: true }];
+        let mut tx = Transaction::new(&store, overlays);
+        let all = |start: u8, end: u8| KeyRange { start: key(start), end: key(end) };
         tx.get::<Counter>(&key(1)).unwrap();
         tx.put(key(3), &Counter { value: 3 });
         tx.get::<Counter>(&key(3)).unwrap();
+        assert!(tx.get::<Counter>(&key(4)).unwrap().is_some());
+        assert_eq!(tx.scan_keys(&all(3, 9), 9).unwrap(), [key(3), key(4)]);
         assert!(!tx.read_uncommitted);
+        tx.scan_keys(&all(0, 9), 9).unwrap();
+        assert!(std::mem::take(&mut tx.read_uncommitted));
         tx.get::<Counter>(&key(2)).unwrap();
         assert!(tx.finish().1);
     }

@@ -47,7 +47,7 @@ impl Bench {
         let mut tx = Transaction::new(&*store, Vec::new());
         inode::put_root(&mut tx, Class::default(), now);
         let (writes, _) = tx.finish();
-        store.commit(&writes).expect("commit the root directory");
+        store.commit(&writes, &mut || ()).expect("commit the root directory");
         let (live, settings) = (Live::default(), Settings::default());
         Self { store, live, now, uptime: Duration::ZERO, settings }
     }
@@ -91,7 +91,7 @@ impl Bench {
         };
         let result = run(&mut cx)?;
         let (writes, _) = tx.finish();
-        self.store.commit(&writes).expect("commit an operation");
+        self.store.commit(&writes, &mut || ()).expect("commit an operation");
         Ok(result)
     }
 }

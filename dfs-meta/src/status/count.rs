@@ -104,7 +104,7 @@ mod tests {
         for id in 0..PAGE as u64 + 1 {
             put(100 + id, sealed, "replicated:1", &[(2, false)]);
         }
-        store.commit(&batch).unwrap();
+        store.commit(&batch, &mut || ()).unwrap();
         let counted = count(&store, &[NodeId(1), NodeId(2), NodeId(3)].into()).unwrap();
         assert_eq!((counted.planned, counted.garbage), (1, 1));
         let three = &counted.classes["replicated:3"];

@@ -36,7 +36,7 @@ impl Store for MemoryStore {
         Ok(last.map(|(key, value)| (key.clone(), value.clone())))
     }
 
-    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+    fn commit(&self, batch: &Batch, durable: &mut dyn FnMut()) -> Result<(), StoreError> {
         let mut pairs = self.pairs.write().expect(POISONED);
         for (key, value) in batch {
             match value {
@@ -44,6 +44,8 @@ impl Store for MemoryStore {
                 None => pairs.remove(key),
             };
         }
+        drop(pairs);
+        durable();
         Ok(())
     }
 

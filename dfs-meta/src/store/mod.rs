@@ -1,7 +1,7 @@
 //! The ordered key–value store below the state machine: four calls, so that engines are easy to add and to break in
 //! tests. Keys and records have their own files; this one knows bytes only.
 //!
-//! Guarantees asked of every engine: `commit` is atomic and durable when it returns; reads see all commits that have
+//! Guarantees asked of every engine: `commit` is atomic, and durable when it says so; reads see all commits that have
 //! returned; all methods may be called from several threads (commits come from one).
 
 mod journal;
@@ -34,8 +34,9 @@ pub trait Store: Send + Sync + 'static {
     /// The pair with the greatest key in `start <= key < end`.
     fn last(&self, start: &[u8], end: &[u8]) -> Result<Option<Pair>, StoreError>;
 
-    /// Applies a batch: all of it or nothing, durable when this returns.
-    fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
+    /// Applies a batch, all of it or nothing. Calls `durable` as soon as it would survive a power cut, which may be before
+    /// it can be read; when this returns, it can. An error after `durable` means that it can be read after a restart.
+    fn commit(&self, batch: &Batch, durable: &mut dyn FnMut()) -> Result<(), StoreError>;
 
     /// Keeps `bytes` set aside for later commits: at least half of that is there when this returns true, and it is
     /// filled up below that. False: the disk has not so much left.

@@ -126,17 +126,20 @@ impl Store for SledStore {
         self.db.range(start..end).next_back().transpose().map(|pair| pair.map(own)).map_err(engine_error)
     }
 
-    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+    fn commit(&self, batch: &Batch, durable: &mut dyn FnMut()) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().expect(POISONED);
         if !writer.journal.prepare(batch) {
             self.checkpoint(&mut writer)?;
             if !writer.journal.prepare(batch) {
                 // Longer than the whole journal: sled applies a batch atomically by itself, only more slowly.
                 apply_atomically(&self.db, batch)?;
-                return self.checkpoint(&mut writer);
+                self.checkpoint(&mut writer)?;
+                durable();
+                return Ok(());
             }
         }
         writer.journal.append()?;
+        durable();
         apply(&self.db, batch)
     }
 
@@ -280,7 +283,7 @@ mod tests {
             // Each tenth is longer than the journal.
             let length = if number % 10 == 9 { 300_000 } else { 500 };
             let pair = (vec![number], vec![number; length]);
-            store.commit(&Batch::from([(pair.0.clone(), Some(pair.1.clone()))])).unwrap();
+            store.commit(&Batch::from([(pair.0.clone(), Some(pair.1.clone()))]), &mut || ()).unwrap();
             expected.push(pair);
         }
         assert!(all(&store) == expected);
@@ -316,7 +319,7 @@ mod tests {
         assert!(store.fits_in_memory());
         for number in 0..100_u32 {
             let value = (0..100_000_u32).map(|i| (i * number) as u8).collect();
-            store.commit(&Batch::from([(number.to_le_bytes().to_vec(), Some(value))])).unwrap();
+            store.commit(&Batch::from([(number.to_le_bytes().to_vec(), Some(value))]), &mut || ()).unwrap();
             assert!(store.reserve(0).unwrap());
         }
         store.db.flush().unwrap();

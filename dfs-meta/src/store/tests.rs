@@ -27,7 +27,7 @@ fn put(pairs: &[(&[u8], &[u8])]) -> Batch {
 #[test]
 fn pairs_are_read_in_order_within_bounds() {
     on_every_engine(|store, reopen| {
-        store.commit(&put(&[(b"a", b"1"), (b"b", b"2"), (b"b\0", b""), (b"c", b"4")])).unwrap();
+        store.commit(&put(&[(b"a", b"1"), (b"b", b"2"), (b"b\0", b""), (b"c", b"4")]), &mut || ()).unwrap();
         let store = reopen(store);
         assert_eq!(store.get(b"b").unwrap(), Some(b"2".to_vec()));
         assert_eq!(store.get(b"b\0").unwrap(), Some(vec![]), "an empty value is a value");
@@ -62,7 +62,7 @@ fn random_commits_read_as_a_map_does() {
                 let value = random.random_bool(0.7).then(|| vec![random.random(); length]);
                 batch.insert(key(&mut random), value);
             }
-            store.commit(&batch).unwrap();
+            store.commit(&batch, &mut || ()).unwrap();
             for (key, value) in batch {
                 match value {
                     Some(value) => model.insert(key, value),

@@ -35,6 +35,10 @@ impl Input for Memory {
         buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
+
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool {
+        self.read_at(buffer, offset).is_ok()
+    }
 }
 
 const CLUSTER: ClusterId = ClusterId([3; 16]);
