@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{fdatasync, syncfs};
 use rustix::io::{ReadWriteFlags, preadv2};
@@ -62,7 +62,10 @@ impl Disk for LocalDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Input>> {
-        Ok(Box::new(LocalInput { file: File::open(self.root.join(path))? }))
+        let file = File::open(self.root.join(path))?;
+        // Clients read ahead themselves, and from several nodes in turn: what the kernel would read besides is for nobody.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
+        Ok(Box::new(LocalInput { file }))
     }
 
     fn open_log(&self, path: &Path, length: u64) -> io::Result<(Box<dyn Log>, u64)> {

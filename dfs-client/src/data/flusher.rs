@@ -7,12 +7,14 @@
 //! for those who wrote them.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dfs_proto::limits::{MAX_CHUNK_LENGTH, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
 use dfs_proto::meta::{ChunkPlan, Commit, SealedChunk, SealedShard, reply, request};
 use dfs_proto::{Class, Code, Failure};
+use futures::FutureExt;
 
 use super::DataPlane;
 use super::cache::Run;
@@ -185,7 +187,10 @@ impl Queues {
 impl Job {
     /// Uploads and commits; settles every layer, one way or the other.
     async fn run(self, plane: &Arc<DataPlane>) {
-        let results: Vec<Result<Settled, Failure>> = match self.write(plane).await {
+        // Whoever waits for these layers must hear of a panic too, and the slot come free.
+        let written = AssertUnwindSafe(self.write(plane)).catch_unwind().await;
+        let panicked = |_| Err(Failure::new(Code::InputOutput, "writing back panicked: see the log"));
+        let results: Vec<Result<Settled, Failure>> = match written.unwrap_or_else(panicked) {
             Ok(settled) => settled.into_iter().map(Ok).collect(),
             Err(failure) => {
                 // Layers settle in order, failed ones too.

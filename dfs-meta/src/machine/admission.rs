@@ -19,6 +19,16 @@ const SESSION: Rules = Rules { session: true, number: false, grows: false };
 const CHANGE: Rules = Rules { session: true, number: true, grows: false };
 const GROW: Rules = Rules { session: true, number: true, grows: true };
 
+/// Whether an operation writes nothing to the store and is soon done.
+pub(super) fn only_reads(op: &Op) -> bool {
+    match op {
+        Op::Lookup(_) | Op::GetAttr(_) | Op::ReadLink(_) | Op::GetXattr(_) | Op::ListXattr(_) => true,
+        Op::StatFs(_) | Op::Plan(_) | Op::Seek(_) | Op::GetLock(_) => true,
+        Op::Open(open) => !open.truncate,
+        _ => false,
+    }
+}
+
 /// The rules for an operation.
 pub(super) fn rules(op: &Op) -> Rules {
     match op {

@@ -30,7 +30,7 @@ pub(super) struct Core {
     live: Live,
     settings: Settings,
     clock: Clock,
-    in_flight: Option<Arc<InFlight>>,
+    pub(super) in_flight: Option<Arc<InFlight>>,
     space: Arc<Space>,
 }
 
@@ -69,19 +69,12 @@ impl Core {
 
     /// Runs one job. Its answer joins the group when it must wait for the group's commit, and leaves at once otherwise.
     pub(super) fn run(&mut self, job: Job, group: &mut Group) {
-        if self.in_flight.as_ref().is_some_and(|group| group.in_store.load(Ordering::Acquire)) {
-            self.in_flight = None;
-        }
+        self.forget_what_is_in_store();
         group.ran += 1;
         let Job { work, permit } = job;
         let (content, wait) = match work {
             Work::Call(request, to) => {
-                let (result, wait) = self.call(&request, group);
-                if let Err(failure) = &result {
-                    tell(failure);
-                }
-                let result = result.unwrap_or_else(|failure| reply::Result::Error(failure.into()));
-                let reply = Reply { boot: self.live.sessions.boot(), result: Some(result) };
+                let (reply, wait) = self.answer(&request, group);
                 (Content::Reply(Box::new(reply), to), wait)
             }
             Work::Internal(op, to) => {
@@ -95,6 +88,34 @@ impl Core {
             true => group.answers.push(answer),
             false => answer.send(),
         }
+    }
+
+    /// Answers a request that only reads, if everything that it may read is durable.
+    pub(super) fn run_now(&mut self, request: &Request, group: &mut Group) -> Option<Reply> {
+        self.forget_what_is_in_store();
+        let is_durable = |group: &Arc<InFlight>| group.durable.load(Ordering::Acquire);
+        if !group.batch.is_empty() || !self.in_flight.as_ref().is_none_or(is_durable) {
+            return None;
+        }
+        let (reply, wait) = self.answer(request, group);
+        debug_assert!(!wait, "it reads what is durable, and writes nothing");
+        (!wait).then_some(reply)
+    }
+
+    fn forget_what_is_in_store(&mut self) {
+        if self.in_flight.as_ref().is_some_and(|group| group.in_store.load(Ordering::Acquire)) {
+            self.in_flight = None;
+        }
+    }
+
+    /// The reply to a request, and whether it rests on what is not durable yet.
+    fn answer(&mut self, request: &Request, group: &mut Group) -> (Reply, bool) {
+        let (result, wait) = self.call(request, group);
+        if let Err(failure) = &result {
+            tell(failure);
+        }
+        let result = result.unwrap_or_else(|failure| reply::Result::Error(failure.into()));
+        (Reply { boot: self.live.sessions.boot(), result: Some(result) }, wait)
     }
 
     /// From now on `group` is being committed; the next one starts empty above it.

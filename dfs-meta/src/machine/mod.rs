@@ -5,7 +5,10 @@
 //! between threads, and what arrives during one commit is the next one. An answer leaves when its group is durable;
 //! one that rests on nothing uncommitted leaves at once.
 //!
-//! Neither waits for the store's disk to run an operation: where the store is larger than its cache, a request is rehearsed
+//! A request that only reads, and may read nothing uncommitted, is run by whoever brings it, when neither thread is in the
+//! state at that moment: handing it over and back takes longer than most reads.
+//!
+//! Nobody waits for the store's disk to run an operation: where the store is larger than its cache, a request is rehearsed
 //! on another thread first.
 //!
 //! When a commit fails the machine ends: what operations have seen since is not in the store, so nothing may be
@@ -22,7 +25,7 @@ mod tests;
 pub mod transaction;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -71,11 +74,19 @@ pub enum End {
 
 struct Shared {
     inbox: Inbox,
-    core: Mutex<Core>,
+    /// Held by the thread whose turn it is to run what is queued.
+    turn: Mutex<()>,
+    state: Mutex<State>,
     store: Arc<dyn Store>,
     space: Arc<Space>,
     settings: Settings,
     ended: watch::Sender<Option<End>>,
+}
+
+struct State {
+    core: Core,
+    /// What ran since the last commit.
+    group: Group,
 }
 
 impl Machine {
@@ -87,10 +98,18 @@ impl Machine {
         settings: Settings,
         space: Arc<Space>,
     ) -> std::io::Result<Self> {
-        let core = Mutex::new(Core::new(store.clone(), live, settings.clone(), space.clone()));
+        let core = Core::new(store.clone(), live, settings.clone(), space.clone());
+        let state = Mutex::new(State { core, group: Group::default() });
         let (sender, ended) = watch::channel(None);
-        let shared =
-            Arc::new(Shared { inbox: Inbox::default(), core, store, space, settings, ended: sender });
+        let shared = Arc::new(Shared {
+            inbox: Inbox::default(),
+            turn: Mutex::default(),
+            state,
+            store,
+            space,
+            settings,
+            ended: sender,
+        });
         let mut threads = Vec::new();
         for name in ["machine-a", "machine-b"] {
             let shared = shared.clone();
@@ -124,7 +143,13 @@ impl Handle {
     pub async fn call(&self, request: Request) -> Result<Reply, Failure> {
         let permits = (1 + request.encoded_len() / PERMIT_BYTES).min(PERMITS) as u32;
         let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| stopped())?;
-        let request = self.rehearse(request).await;
+        let request = match self.shared.store.fits_in_memory() {
+            true => match self.shared.run_now(&request) {
+                Some(reply) => return Ok(reply),
+                None => request,
+            },
+            false => self.rehearse(request).await,
+        };
         let (sender, receiver) = oneshot::channel();
         self.push(Work::Call(Box::new(request), sender), permit)?;
         receiver.await.map(|reply| *reply).map_err(|_| stopped())
@@ -160,9 +185,9 @@ impl Handle {
         }
     }
 
-    /// Lets a request that may find the store's cache cold run on another thread first.
+    /// Lets a request that would find the store's cache cold run on another thread first.
     async fn rehearse(&self, request: Request) -> Request {
-        if self.shared.store.fits_in_memory() || !rehearsal::is_of_use(&request) {
+        if !rehearsal::is_of_use(&request) {
             return request;
         }
         let (request, shared) = (Arc::new(request), self.shared.clone());
@@ -209,22 +234,31 @@ impl Shared {
             self.inbox.committed();
         }
         drop(guard);
+        self.abandon();
         self.end(End::Stopped);
     }
 
-    /// Runs operations until their group is to be committed; `None` when there will be no more.
+    /// Lets go of what ran and will not be committed any more, and so of those who wait for it.
+    fn abandon(&self) {
+        let group = std::mem::take(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).group);
+        drop(group);
+    }
+
+    /// Runs operations until their group is to be committed; `None` when there will be no more, or another thread panicked.
     fn run_group(&self) -> Option<(Group, Arc<core::InFlight>)> {
-        let Ok(mut core) = self.core.lock() else {
-            self.end(End::Failed(PANICKED.into()));
-            return None;
-        };
-        let mut group = Group::default();
+        let _turn = self.lock(&self.turn)?;
+        let mut gathered = Group::default().gathered();
         loop {
-            match self.inbox.next(group.gathered()) {
-                Next::Run(job) => core.run(job, &mut group),
+            match self.inbox.next(gathered) {
+                Next::Run(job) => {
+                    let State { core, group } = &mut *self.lock(&self.state)?;
+                    core.run(job, group);
+                    gathered = group.gathered();
+                }
                 Next::Commit => {
-                    let batch = std::mem::take(&mut group.batch);
-                    let in_flight = core.hand_over(batch);
+                    let State { core, group } = &mut *self.lock(&self.state)?;
+                    let mut group = std::mem::take(group);
+                    let in_flight = core.hand_over(std::mem::take(&mut group.batch));
                     return Some((group, in_flight));
                 }
                 Next::Stop => return None,
@@ -232,11 +266,26 @@ impl Shared {
         }
     }
 
+    /// Answers a request that only reads, if nobody is in the state and everything that it may read is durable.
+    fn run_now(&self, request: &Request) -> Option<Reply> {
+        request.op.as_ref().filter(|op| admission::only_reads(op))?;
+        let _guard = EndOnPanic(self);
+        let mut state = self.state.try_lock().ok()?;
+        let State { core, group } = &mut *state;
+        core.run_now(request, group)
+    }
+
+    /// `None` when a thread panicked while it held it; then the machine ends.
+    fn lock<'m, T>(&self, mutex: &'m Mutex<T>) -> Option<MutexGuard<'m, T>> {
+        mutex.lock().inspect_err(|_| self.end(End::Failed(PANICKED.into()))).ok()
+    }
+
     /// What the group read or wrote is not durable, and later operations have seen it: nothing may be answered.
     fn fail(&self, error: &StoreError) {
         tracing::error!(%error, "a commit failed: the metadata server stops, so as not to answer from what is lost");
         self.end(End::Failed(error.to_string()));
         self.inbox.fail();
+        self.abandon();
     }
 
     /// The first end counts.
@@ -257,6 +306,7 @@ impl Drop for EndOnPanic<'_> {
         if std::thread::panicking() {
             self.0.end(End::Failed(PANICKED.into()));
             self.0.inbox.fail();
+            self.0.abandon();
         }
     }
 }

@@ -53,7 +53,7 @@ impl GatedStore {
 
 impl Store for GatedStore {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let by_machine = std::thread::current().name().is_some_and(|name| name.starts_with("machine"));
+        let by_machine = std::thread::current().name().is_some_and(|name| name.starts_with("machine-"));
         self.gate.lock().unwrap().read.push((key.to_vec(), by_machine));
         self.inner.get(key)
     }
@@ -122,6 +122,25 @@ impl Rig {
     /// Waits until the machine has so many unanswered requests.
     async fn queued(&self, requests: usize) {
         while self.machine.handle().permits.available_permits() > PERMITS - requests {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits until the store shows everything that was answered.
+    async fn settled(&self) {
+        let is_in_store = |group: &Arc<core::InFlight>| group.in_store.load(Ordering::Acquire);
+        while !self
+            .machine
+            .handle
+            .shared
+            .state
+            .lock()
+            .unwrap()
+            .core
+            .in_flight
+            .as_ref()
+            .is_none_or(is_in_store)
+        {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -207,6 +226,7 @@ async fn an_answer_that_rests_on_what_is_not_durable_waits_for_it() {
 async fn answers_leave_when_durable_and_are_built_upon_before_the_store_shows_them() {
     let rig = Rig::fresh();
     let opened = rig.open_session().await;
+    rig.settled().await;
     let numbered = Request {
         session: opened.session,
         epoch: opened.epoch,
@@ -223,6 +243,30 @@ async fn answers_leave_when_durable_and_are_built_upon_before_the_store_shows_th
     rig.store.set(|gate| gate.hidden = false);
     rig.call(Request { number: 2, ..numbered }).await.unwrap();
     assert!(rig.store.inner.get(&slot).unwrap().is_some());
+    assert_eq!(rig.machine.stop(), End::Stopped);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_is_run_by_whoever_brings_it_unless_something_is_uncommitted() {
+    let rig = Rig::fresh();
+    let by_machine = |rig: &Rig| {
+        let read = std::mem::take(&mut rig.store.gate.lock().unwrap().read);
+        assert!(!read.is_empty());
+        read.iter().any(|(_, by_machine)| *by_machine)
+    };
+    rig.open_session().await;
+    rig.settled().await;
+    rig.store.set(|gate| gate.read.clear());
+    rig.call(root()).await.unwrap();
+    assert!(!by_machine(&rig));
+    rig.store.set(|gate| gate.shut = true);
+    let change = rig.send(open_session());
+    rig.store.wait(|gate| gate.waiting == 1);
+    rig.store.set(|gate| gate.read.clear());
+    rig.call(root()).await.unwrap();
+    assert!(by_machine(&rig));
+    rig.store.set(|gate| gate.shut = false);
+    change.await.unwrap().unwrap();
     assert_eq!(rig.machine.stop(), End::Stopped);
 }
 
@@ -282,13 +326,15 @@ async fn with_a_full_disk_only_what_frees_space_runs() {
         |number, op| Request { session: opened.session, epoch: opened.epoch, number, ..request(op) };
     let create = numbered(1, request::Op::Create(Default::default()));
     let unlink = numbered(2, request::Op::Unlink(Default::default()));
-    // Found out with a commit, before anything more is accepted.
+    // Found out with each commit.
     rig.store.set(|gate| gate.full = true);
     rig.open_session().await;
+    rig.settled().await;
     assert_eq!(rig.call(create.clone()).await.unwrap_err().code, Code::NoSpace);
     assert_ne!(rig.call(unlink).await.unwrap_err().code, Code::NoSpace);
     rig.store.set(|gate| gate.full = false);
     rig.open_session().await;
+    rig.settled().await;
     assert_ne!(rig.call(create).await.unwrap_err().code, Code::NoSpace);
 }
 
@@ -311,12 +357,13 @@ async fn what_may_be_cold_is_read_by_others_before_the_machine() {
             ..Default::default()
         };
         rig.call(numbered(request::Op::Create(create))).await.unwrap();
+        rig.settled().await;
         let lookup = Lookup { parent: dfs_proto::Ino::ROOT.0, name: name.into_bytes().into() };
         rig.store.set(|gate| gate.read.clear());
         rig.call(request(request::Op::Lookup(lookup))).await.unwrap();
         let read = std::mem::take(&mut rig.store.gate.lock().unwrap().read);
         let (mine, others): (Vec<_>, Vec<_>) = read.iter().partition(|(_, by_machine)| *by_machine);
-        assert!(!mine.is_empty() && others.is_empty() != cold, "{read:?}");
+        assert!(!others.is_empty() && mine.is_empty() != cold, "{read:?}");
         if cold {
             assert!(!read[0].1, "the others come first");
             let keys =
