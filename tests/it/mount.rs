@@ -27,6 +27,7 @@ fn script(cluster: &Cluster, text: &str) -> Output {
     let helper = programs::program("dfs-fuse");
     let prologue = format!(
         "set -eu
+         trap 'echo \"this failed: $BASH_COMMAND\" >&2' ERR
          # Mounts of other tests, which end for them only when they are gone from here too.
          awk '$3 == \"fuse.dfs\" {{ print $2 }}' /proc/self/mounts | while read -r other; do umount -l \"$other\"; done
          mount -t tmpfs tmpfs {upper}
