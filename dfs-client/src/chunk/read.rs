@@ -33,8 +33,6 @@ const HEDGE_PER_BLOCK: Duration = Duration::from_millis(2);
 const MAX_HEDGE_AFTER: Duration = Duration::from_millis(1000);
 /// Hedges in flight: when everything is slow, asking twice makes it slower.
 const MAX_HEDGES: usize = 4;
-/// Answers shorter than this come with others in one buffer.
-const SHARED_BELOW: u64 = 256 * 1024;
 /// A chunk is read in places of 4 MiB, each preferably from one node.
 const PLACE_BLOCKS: u32 = 64;
 /// Shards reported already; forgotten when so many have gathered.
@@ -170,7 +168,8 @@ impl ChunkIo {
         verify(&frame.data, &frame.block_crc32c, length).map_err(|what| {
             Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
         })?;
-        Ok(if length < SHARED_BELOW { Bytes::copy_from_slice(&frame.data) } else { frame.data })
+        // What arrives lies somewhere in a buffer of the connection's, which may be several times as large.
+        Ok(Bytes::copy_from_slice(&frame.data))
     }
 
     /// Tells the metadata server of a bad shard, once, without waiting for it.

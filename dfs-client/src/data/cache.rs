@@ -6,7 +6,7 @@
 //! frames go first: what was read ahead must stay until its reader comes.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
@@ -95,6 +95,8 @@ pub(super) fn frames(range: Range<u32>) -> impl Iterator<Item = Range<u32>> {
 pub(super) struct BlockCache {
     /// By chunk and number in the chunk.
     frames: Cache<(u64, u32), Frame>,
+    /// Held while a frame is put together, so that of two runs which come to it at once none is lost.
+    joining: Mutex<()>,
 }
 
 impl BlockCache {
@@ -105,7 +107,7 @@ impl BlockCache {
             .weigher(|_: &(u64, u32), frame: &Frame| frame.weight())
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { frames }
+        Self { frames, joining: Mutex::default() }
     }
 
     /// What is here of the frame that `block` is in.
@@ -132,7 +134,7 @@ impl BlockCache {
     pub(super) fn insert(&self, chunk: u64, run: Run) {
         let key = (chunk, run.first / FRAME_BLOCKS);
         debug_assert!(run.blocks().end.div_ceil(FRAME_BLOCKS) == key.1 + 1, "a run is of one frame");
-        // Of two that come to one frame at once, one may get lost, and will be fetched again.
+        let _joining = self.joining.lock().expect("nothing panics while it puts a frame together");
         let frame = self.frames.get(&key).unwrap_or_default();
         self.frames.insert(key, frame.with(run));
     }

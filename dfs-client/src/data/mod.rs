@@ -68,7 +68,7 @@ impl Default for DataSettings {
     fn default() -> Self {
         Self {
             dirty_budget_bytes: 128 * 1024 * 1024,
-            cache_bytes: 256 * 1024 * 1024,
+            cache_bytes: 192 * 1024 * 1024,
             write_back_after: Duration::from_secs(5),
             timeout: Duration::from_secs(60),
             labels: Labels::default(),
