@@ -8,7 +8,7 @@
 //! - `service`  gRPC: decode a request, hand it to the machine, encode its reply
 //! - `status`   the cluster's state for operators, counted beside the machine
 //! - `background`  work that nobody asks for, in small pieces through the machine
-//! - `machine`  the one thread that runs operations, an overlay of the store, group commit, rehearsals of what may be cold
+//! - `machine`  runs operations one at a time: an overlay of the store, group commit, rehearsals of what may be cold
 //! - `ops`      one file per operation: a function of (state, request, session, time) to (reply, writes)
 //! - `live`     what is kept in memory only and built anew after a restart: who is there, open files, locks
 //! - `cluster`  chunk daemons and where to place shards

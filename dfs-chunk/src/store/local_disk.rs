@@ -64,7 +64,10 @@ impl Disk for LocalDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn Input>> {
         let file = File::open(self.root.join(path))?;
         // Clients read ahead themselves, and from several nodes in turn: what the kernel would read besides is for nobody.
-        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
+        // Where a filesystem takes no advice, the file can be read all the same.
+        if let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM) {
+            tracing::debug!(%error, path = %path.display(), "the kernel reads ahead of what is asked for");
+        }
         Ok(Box::new(LocalInput { file }))
     }
 

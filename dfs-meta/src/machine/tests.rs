@@ -168,6 +168,12 @@ fn open_session() -> Request {
     request(request::Op::OpenSession(OpenSession { protocol: PROTOCOL_VERSION, ..OpenSession::default() }))
 }
 
+/// A changing request: the first one on slot 2.
+fn first_on_slot_2(opened: &SessionOpened) -> Request {
+    let op = request::Op::Reclaim(Reclaim { open_inos: vec![1, 99], ..Reclaim::default() });
+    Request { session: opened.session, epoch: opened.epoch, slot: 2, number: 1, ..request(op) }
+}
+
 fn root() -> Request {
     request(request::Op::GetAttr(GetAttr { ino: 1 }))
 }
@@ -198,13 +204,7 @@ async fn answers_wait_for_their_commit_and_reads_of_durable_state_do_not() {
 async fn an_answer_that_rests_on_what_is_not_durable_waits_for_it() {
     let rig = Rig::fresh();
     let opened = rig.open_session().await;
-    let numbered = Request {
-        session: opened.session,
-        epoch: opened.epoch,
-        slot: 2,
-        number: 1,
-        ..request(request::Op::Reclaim(Reclaim { open_inos: vec![1, 99], ..Reclaim::default() }))
-    };
+    let numbered = first_on_slot_2(&opened);
     rig.store.set(|gate| gate.shut = true);
     let first = rig.send(numbered.clone());
     rig.store.wait(|gate| gate.waiting == 1);
@@ -227,13 +227,7 @@ async fn answers_leave_when_durable_and_are_built_upon_before_the_store_shows_th
     let rig = Rig::fresh();
     let opened = rig.open_session().await;
     rig.settled().await;
-    let numbered = Request {
-        session: opened.session,
-        epoch: opened.epoch,
-        slot: 2,
-        number: 1,
-        ..request(request::Op::Reclaim(Reclaim { open_inos: vec![1, 99], ..Reclaim::default() }))
-    };
+    let numbered = first_on_slot_2(&opened);
     rig.store.set(|gate| gate.hidden = true);
     let answer = rig.call(numbered.clone()).await.unwrap();
     // The repeat rests on the reply that the store doesn't show yet.

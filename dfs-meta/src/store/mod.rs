@@ -1,4 +1,4 @@
-//! The ordered key–value store below the state machine: four calls, so that engines are easy to add and to break in
+//! The ordered key–value store below the state machine: a few calls, so that engines are easy to add and to break in
 //! tests. Keys and records have their own files; this one knows bytes only.
 //!
 //! Guarantees asked of every engine: `commit` is atomic, and durable when it says so; reads see all commits that have

@@ -33,9 +33,6 @@ struct Options {
     /// The large file, in MiB
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     size: u32,
-    /// Only these steps, by the names in the table; the others are done where these need them, but not shown
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
     /// Run before each cold step, for a mount that keeps a cache of its own
     #[arg(long, value_name = "NAME=COMMAND", value_parser = pair)]
     remount: Vec<(String, String)>,
@@ -56,10 +53,9 @@ fn main() -> anyhow::Result<()> {
     for program in ["fio", "git", "tar", "find"] {
         dfs_tests::commands::require(program);
     }
-    for name in options.only.iter().chain(options.remount.iter().map(|(name, _)| name)) {
-        let known = STEPS.iter().any(|step| step.name == name)
-            || options.mounts.iter().any(|(mount, _)| mount == name);
-        ensure!(known, "{name} is neither a step nor a mount");
+    for (name, _) in &options.remount {
+        let known = options.mounts.iter().any(|(mount, _)| mount == name);
+        ensure!(known, "--remount names {name}, which is none of the mounts");
     }
     let work = mount::Work::prepare(options.files, options.size)?;
     let mounts = options
@@ -84,11 +80,9 @@ fn main() -> anyhow::Result<()> {
     for mount in &mounts {
         mount.clear()?;
     }
-    let shown = |step: &Step| options.only.is_empty() || options.only.iter().any(|name| name == step.name);
     let medians: Vec<(&Step, Vec<f64>)> = STEPS
         .iter()
         .zip(&figures)
-        .filter(|(step, _)| shown(step))
         .map(|(step, figures)| (step, figures.iter().map(|figures| median(figures)).collect()))
         .collect();
     match options.json {
