@@ -184,7 +184,8 @@ fn a_process_that_dies_gives_its_locks_back() {
         let holder = child(move || {
             let path = nix::fcntl::open(&path, nix::fcntl::OFlag::O_RDWR, nix::sys::stat::Mode::empty())?;
             let file = File::from(path);
-            let result = lock(way, &file, Want::Exclusive, false);
+            // It waits: who looks below whether it is held holds it for a moment.
+            let result = lock(way, &file, Want::Exclusive, true);
             std::mem::forget(file);
             result
         });
