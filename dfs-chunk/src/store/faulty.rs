@@ -30,6 +30,8 @@ pub(super) struct Faults {
     pub(super) space: Mutex<Option<Space>>,
     /// How often data, directories and logs were made durable.
     pub(super) syncs: AtomicU64,
+    /// How often a file's beginning was read: its header.
+    pub(super) headers_read: AtomicU64,
 }
 
 pub(super) struct FaultyDisk {
@@ -148,6 +150,7 @@ impl Input for FaultyInput {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         fail_if(&self.faults.read_fails)?;
+        self.faults.headers_read.fetch_add(u64::from(offset == 0), Ordering::Relaxed);
         self.real.read_at(buffer, offset)?;
         let flip = self.faults.flip_at.load(Ordering::Relaxed);
         if let Some(at) = flip.checked_sub(offset)

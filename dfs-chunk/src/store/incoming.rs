@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::Store;
 use super::claims::Claim;
 use super::intake::{self, Offer, Outcome};
-use super::shard_file::{ShardHeader, ShardWriter};
+use super::shard_file::{ShardHeader, ShardWriter, WrittenShard};
 use super::shared::{Promise, Shared, shard_directory, shard_path};
 
 /// Frames between the one who receives and the thread that writes.
@@ -186,21 +186,25 @@ fn write_and_name(
     temporary: &Path,
     queue: mpsc::Receiver<Blocks>,
 ) -> Result<(), Failure> {
-    write_file(shared, header, temporary, queue).inspect_err(|_| {
+    let written = write_file(shared, header, temporary, queue).inspect_err(|_| {
         if let Err(error) = shared.disk.remove(temporary)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(%error, path = %temporary.display(), "a temporary file is left until the next start");
         }
     })?;
-    {
+    let path = shard_path(header.key);
+    let input = {
         let _names = shared.names();
-        let named = shared.disk.rename(temporary, &shard_path(header.key));
+        let named = shared.disk.rename(temporary, &path);
         named.map_err(|error| shared.write_failed("name a shard file", &error))?;
-    }
+        // Kept open, with its table at hand: finding both on a disk again costs the first reader some reads, one behind
+        // the other. When it can't be opened now, that reader opens it.
+        shared.disk.open(&path).ok()
+    };
     let directory = shared.disk.sync_directory(&shard_directory(header.key.chunk));
     directory.map_err(|error| shared.sync_failed("make a shard file's name durable", &error))?;
-    shared.add(header.key, header.length);
+    shared.add(header.key, header.length, input.map(|input| written.into_readable(input)));
     Ok(())
 }
 
@@ -209,7 +213,7 @@ fn write_file(
     header: ShardHeader,
     temporary: &Path,
     mut queue: mpsc::Receiver<Blocks>,
-) -> Result<(), Failure> {
+) -> Result<WrittenShard, Failure> {
     let failed = |error: std::io::Error| shared.write_failed("write a shard file", &error);
     let output = shared.disk.create(temporary, header.file_length()).map_err(failed)?;
     let mut writer = ShardWriter::new(output, header).map_err(failed)?;
@@ -220,9 +224,10 @@ fn write_file(
     if !writer.is_complete() {
         return Err(Failure::new(Code::Interrupted, "the writer went away before the end of the shard"));
     }
-    let written = writer.end().map_err(failed)?;
+    let mut written = writer.end().map_err(failed)?;
     shared.check_writable()?;
-    written.sync().map_err(|error| shared.sync_failed("make a shard file durable", &error))
+    written.sync().map_err(|error| shared.sync_failed("make a shard file durable", &error))?;
+    Ok(written)
 }
 
 fn disk_hangs() -> Failure {

@@ -220,28 +220,35 @@ impl ShardWriter {
     pub fn end(mut self) -> io::Result<WrittenShard> {
         assert!(self.is_complete(), "as much data as the header tells");
         self.output.append(&encode_footer(self.header_crc, &self.table))?;
-        Ok(WrittenShard { output: self.output })
+        Ok(WrittenShard { output: self.output, header: self.header, table: self.table.into() })
     }
 }
 
 /// A shard file with all its bytes, perhaps not durable yet.
 pub struct WrittenShard {
     output: Box<dyn Output>,
+    header: ShardHeader,
+    table: Box<[u32]>,
 }
 
 impl WrittenShard {
     /// Hands all bytes to the operating system, not waiting for the disk.
-    pub fn flush(mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<()> {
         self.output.flush()
     }
 
     /// Returns when every byte would survive a power cut.
-    pub fn sync(mut self) -> io::Result<()> {
+    pub fn sync(&mut self) -> io::Result<()> {
         self.output.sync()
+    }
+
+    /// The same file, opened for reading as `input`, with the header and the table that were written to it.
+    pub fn into_readable(self, input: Box<dyn Input>) -> ShardFile {
+        ShardFile { input, header: self.header, table: self.table }
     }
 }
 
-/// An open shard file whose header and table have been verified.
+/// An open shard file whose header and table have been verified, or written just now.
 pub struct ShardFile {
     input: Box<dyn Input>,
     header: ShardHeader,

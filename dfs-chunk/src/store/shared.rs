@@ -112,9 +112,13 @@ impl Shared {
         self.open_files.lock().expect("a panic left the table of open files half changed")
     }
 
-    /// Enters a shard that is durable under its name.
-    pub(super) fn add(&self, key: ShardKey, length: u32) {
-        self.open_files().pop(&key);
+    /// Enters a shard that is durable under its name, with its file if that is open.
+    pub(super) fn add(&self, key: ShardKey, length: u32, open: Option<ShardFile>) {
+        // Before the shard is in the index, where a delete finds it: no deleted file stays open.
+        match open {
+            Some(file) => drop(self.open_files().put(key, Arc::new(file))),
+            None => drop(self.open_files().pop(&key)),
+        }
         let now = Instant::now();
         self.index().insert(key, length, 0, now);
     }

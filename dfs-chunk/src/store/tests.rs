@@ -92,6 +92,11 @@ impl Bench {
         self.store.page(ChunkId(0), 1000).shards.iter().map(|(key, ..)| key.chunk.0).collect()
     }
 
+    /// Closes what stays open from writing or reading, so that the next reader opens it.
+    fn close_files(&self) {
+        self.store.shared.open_files().clear();
+    }
+
     fn path(&self, chunk: u64) -> PathBuf {
         self.directory.path().join(shard_path(key(chunk)))
     }
@@ -400,10 +405,29 @@ async fn damage_is_found_reported_once_and_healed_by_a_new_copy() {
 }
 
 #[tokio::test]
+async fn a_file_stays_open_from_its_writing_until_it_is_deleted() {
+    let bench = Bench::new();
+    bench.put(1, LARGE).await.unwrap();
+    assert!(bench.get(1).unwrap() == content(1, LARGE));
+    assert_eq!(bench.faults.headers_read.load(Relaxed), 0, "header and table are as they were written");
+    bench.close_files();
+    assert!(bench.get(1).unwrap() == content(1, LARGE));
+    assert_eq!(bench.faults.headers_read.load(Relaxed), 1);
+    // The data is verified all the same.
+    bench.put(2, LARGE).await.unwrap();
+    bench.faults.flip_at.store(5000, Relaxed);
+    assert_eq!(bench.get(2).unwrap_err().code, Code::Corrupt);
+    bench.faults.flip_at.store(u64::MAX, Relaxed);
+    bench.store.delete(ChunkId(1)).unwrap();
+    assert!(bench.store.shared.open_files().get(&key(1)).is_none(), "its space would stay taken");
+}
+
+#[tokio::test]
 async fn bits_that_flip_on_the_way_are_found() {
     let bench = Bench::new();
     bench.put(1, LARGE).await.unwrap();
     for at in [0, 4000, 4096, 4096 + LARGE as u64 - 1, 4096 + LARGE as u64 + 3] {
+        bench.close_files();
         bench.faults.flip_at.store(at, Relaxed);
         assert_eq!(bench.get(1).unwrap_err().code, Code::Corrupt, "a bit at {at}");
     }
@@ -420,6 +444,7 @@ async fn missing_short_and_unreadable_files_are_errors() {
     std::fs::remove_file(bench.path(1)).unwrap();
     let short = std::fs::OpenOptions::new().write(true).open(bench.path(2)).unwrap();
     short.set_len(LARGE as u64).unwrap();
+    bench.close_files();
     assert_eq!(bench.get(1).unwrap_err().code, Code::Corrupt);
     assert_eq!(bench.get(2).unwrap_err().code, Code::Corrupt);
     bench.faults.read_fails.store(true, Relaxed);

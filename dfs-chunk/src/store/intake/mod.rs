@@ -360,7 +360,7 @@ impl Core {
             let (key, length) = (record.header.key, record.header.length);
             // Readable first, then known: who finds it in the index finds it here too.
             state.entries.insert(key, Arc::new(Logged { record, _promise: promise }));
-            self.shared.add(key, length);
+            self.shared.add(key, length, None);
             answers.push((claim, reply));
         }
         drop(state);
