@@ -32,6 +32,7 @@ struct State {
     reports: Vec<ReportShard>,
     calls: HashMap<&'static str, usize>,
     failing: HashMap<&'static str, (Failure, usize)>,
+    panicking: Option<&'static str>,
     slow: Duration,
 }
 
@@ -120,6 +121,11 @@ impl FakeMeta {
         self.lock().failing.insert(name, (Failure::new(code, format!("{name} was told to fail")), times));
     }
 
+    /// The next call of an operation panics in its caller's task.
+    pub(crate) fn panic_once(&self, name: &'static str) {
+        self.lock().panicking = Some(name);
+    }
+
     /// Every call takes so long.
     pub(crate) fn slow_down(&self, by: Duration) {
         self.lock().slow = by;
@@ -147,6 +153,8 @@ impl FakeMeta {
         let (name, slow) = (name_of(&op), self.lock().slow);
         // The request is on its way, is served, and its answer is on its way.
         tokio::time::sleep(slow / 2).await;
+        let panics = self.lock().panicking.take_if(|panicking| *panicking == name).is_some();
+        assert!(!panics, "{name} was told to panic");
         let answer = self.serve(name, op);
         tokio::time::sleep(slow / 2).await;
         answer

@@ -94,6 +94,22 @@ async fn a_full_cluster_says_so_promptly_and_to_each_who_wrote() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_while_writing_back_is_told_and_blocks_nothing() {
+    let bench = Bench::new(3).await;
+    let file = bench.create(7);
+    // More often than there are slots for uploads.
+    for _ in 0..12 {
+        bench.meta.panic_once("commit");
+        write(&file, 0, b"lost").await;
+        let told = tokio::time::timeout(Duration::from_secs(5), file.flush()).await;
+        assert_eq!(told.expect("whoever waits is told").unwrap_err().errno(), 5, "EIO");
+    }
+    write(&file, 0, b"kept").await;
+    file.flush().await.unwrap();
+    assert_eq!(bench.read_elsewhere(7).await, b"kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_hears_of_a_full_cluster_before_it_closes() {
     let settings = DataSettings { dirty_budget_bytes: 8 * MIB, ..DataSettings::default() };
     let bench = Bench::with(3, settings).await;
