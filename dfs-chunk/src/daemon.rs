@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::background::heartbeat::{Heartbeats, Introduction};
 use crate::config::{Config, with_port};
+use crate::local::LocalDoor;
 use crate::meta_link::MetaLink;
 use crate::node::{Member, Node};
 use crate::server;
@@ -63,12 +64,16 @@ pub async fn start(config: &Config) -> Result<Running, Failure> {
     let enter = async |cluster: ClusterId, id: NodeId| {
         let (disk, reserve, buffers) = (disk.clone(), config.reserve, buffers.clone());
         let store = blocking(move || Store::start(disk, cluster, reserve, buffers)).await?;
+        // Without it, clients on this machine read through the network, as all others do.
+        let local = LocalDoor::open(cluster, id, store.clone())
+            .inspect_err(|error| tracing::warn!(%error, "no door to clients on this machine"));
         node.become_member(Member { cluster, node: id, store });
-        Ok::<_, Failure>(())
+        Ok::<_, Failure>(local.ok())
     };
     let known = claimed.membership();
+    let mut local = None;
     if let Some((cluster, id)) = known {
-        enter(cluster, id).await?;
+        local = enter(cluster, id).await?;
     }
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(server::serve(node.clone(), listener, async {
@@ -84,14 +89,14 @@ pub async fn start(config: &Config) -> Result<Running, Failure> {
     let joined = introduction.join(&link, known, room).await?;
     let claimed = blocking(move || claimed.join(joined.cluster, joined.node).map(|()| claimed)).await?;
     if known.is_none() {
-        enter(joined.cluster, joined.node).await?;
+        local = enter(joined.cluster, joined.node).await?;
     }
     joined.apply(&node);
     let member = node.member()?;
     let heartbeats = Heartbeats::new(link, introduction, node.clone(), joined, member);
     let heartbeats = tokio::spawn(async move {
         // The disk is ours for as long as this runs.
-        let _claimed = claimed;
+        let (_claimed, _local) = (claimed, local);
         heartbeats.run().await;
     });
     tracing::info!(cluster = %joined.cluster, node = %joined.node, "joined");

@@ -5,6 +5,7 @@
 //!   └──→ daemon ──→ server → service → order (checks)     what is asked
 //!          │                    ├────→ forward            the rest of a chain
 //!          │                    └────→ store → disk
+//!          ├──→ local → store                             open files, for clients on this machine
 //!          └──→ background (heartbeat, deletions, inventory) → store, meta_link
 //! ```
 //!
@@ -15,6 +16,7 @@ mod background;
 pub mod config;
 pub mod daemon;
 mod forward;
+mod local;
 mod meta_link;
 mod node;
 mod order;

@@ -8,6 +8,7 @@ pub mod error;
 pub mod extent;
 pub mod ids;
 pub mod limits;
+pub mod local;
 pub mod name;
 
 /// Generated from `common.proto`: what several services share.

@@ -4,6 +4,7 @@
 //! Paths are relative to the disk's root. Nothing is durable before a `sync` says so.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 /// One disk.
@@ -48,6 +49,8 @@ pub trait Input: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Fills the buffer if that takes no wait for the disk. `false`: ask [`Self::read_at`].
     fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool;
+    /// The open file, for others to read, where it is one.
+    fn handle(&self) -> Option<BorrowedFd<'_>>;
 }
 
 /// A preallocated file that is overwritten in place, so that making it durable moves no metadata.

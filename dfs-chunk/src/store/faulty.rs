@@ -1,6 +1,7 @@
 //! A disk for tests: a real one underneath, with faults on demand in front of it.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -163,6 +164,10 @@ impl Input for FaultyInput {
 
     fn read_now(&self, _buffer: &mut [u8], _offset: u64) -> bool {
         false
+    }
+
+    fn handle(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
 

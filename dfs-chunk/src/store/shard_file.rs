@@ -28,6 +28,7 @@
 //! keeps magic, version and the header's checksum where they are; an unknown one is refused, never guessed.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use dfs_proto::limits::{BLOCK_SIZE, MAX_CHUNK_LENGTH};
 use dfs_proto::{ChunkId, Class, ClusterId, Code, Failure, ShardIndex};
@@ -288,6 +289,11 @@ impl ShardFile {
     /// What the file says of itself.
     pub fn header(&self) -> &ShardHeader {
         &self.header
+    }
+
+    /// The open file, for others to read: data begins at [`HEADER_LENGTH`].
+    pub fn handle(&self) -> Option<BorrowedFd<'_>> {
+        self.input.handle()
     }
 
     /// The CRC32C of every block.

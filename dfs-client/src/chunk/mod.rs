@@ -3,6 +3,7 @@
 //! Knows chunks, blocks and nodes; knows nothing of files. What it returns was verified by checksum here; what it says
 //! is durable was acknowledged by the node as durable. It never makes bytes up.
 
+mod local;
 mod nodes;
 mod packed;
 mod put;
@@ -21,13 +22,20 @@ pub(crate) struct ChunkIo {
     cluster: ClusterId,
     meta: Arc<dyn MetaCalls>,
     nodes: nodes::Nodes,
+    local: Arc<local::LocalShards>,
     reports: read::Reports,
 }
 
 impl ChunkIo {
     /// Chunk I/O for a client that is where `labels` say.
     pub(crate) fn new(meta: Arc<dyn MetaCalls>, cluster: ClusterId, labels: Labels) -> Self {
-        Self { cluster, meta, nodes: nodes::Nodes::new(labels), reports: read::Reports::default() }
+        Self {
+            cluster,
+            meta,
+            nodes: nodes::Nodes::new(cluster, labels),
+            local: Arc::new(local::LocalShards::new(cluster)),
+            reports: read::Reports::default(),
+        }
     }
 
     /// Nodes that failed this client some seconds ago: not to be chosen for new chunks.

@@ -15,6 +15,7 @@ use dfs_proto::limits::{MAX_FRAME_DATA, MAX_HTTP2_FRAME, MAX_MESSAGE};
 use dfs_proto::{ClusterId, Code, Failure, Labels, NodeAddress};
 use tonic::transport::{Channel, Endpoint};
 
+use super::local;
 use crate::line::{Line, Lost, Tagged};
 
 /// A connection that is not there after so long is not coming.
@@ -45,6 +46,7 @@ const FIRST_LATENCY_US: u64 = 500;
 
 /// All nodes that plans named so far.
 pub(super) struct Nodes {
+    cluster: ClusterId,
     here: Labels,
     known: Mutex<HashMap<u64, Arc<Node>>>,
 }
@@ -54,6 +56,8 @@ pub(super) struct Node {
     pub(super) id: u64,
     place: NodeAddress,
     distance: u8,
+    /// Its door is on this machine.
+    pub(super) is_here: bool,
     /// Small requests have a connection of their own, so that they don't wait behind large ones.
     quick: Connection,
     bulk: Connection,
@@ -117,8 +121,8 @@ impl Lane {
 }
 
 impl Nodes {
-    pub(super) fn new(here: Labels) -> Self {
-        Self { here, known: Mutex::new(HashMap::new()) }
+    pub(super) fn new(cluster: ClusterId, here: Labels) -> Self {
+        Self { cluster, here, known: Mutex::new(HashMap::new()) }
     }
 
     /// The node that a plan names. Fails when its address is not one.
@@ -132,7 +136,10 @@ impl Nodes {
         if known.len() >= MAX_NODES {
             known.clear();
         }
-        let node = Arc::new(Node::new(address, distance(&self.here, address.labels.as_ref()))?);
+        // Answered at once: the name of a socket is there or is not.
+        let is_here = local::is_here(self.cluster, address.node);
+        let distance = if is_here { 0 } else { distance(&self.here, address.labels.as_ref()) };
+        let node = Arc::new(Node::new(address, distance, is_here)?);
         known.insert(address.node, Arc::clone(&node));
         Ok(node)
     }
@@ -149,7 +156,7 @@ impl Nodes {
 }
 
 impl Node {
-    fn new(address: &NodeAddress, distance: u8) -> Result<Self, Failure> {
+    fn new(address: &NodeAddress, distance: u8, is_here: bool) -> Result<Self, Failure> {
         let endpoint = Endpoint::from_shared(format!("http://{}", address.address))
             .map_err(|error| {
                 let text =
@@ -167,6 +174,7 @@ impl Node {
             id: address.node,
             place: address.clone(),
             distance,
+            is_here,
             quick: Connection::new(&endpoint),
             bulk: Connection::new(&endpoint),
             health: Mutex::default(),
@@ -333,7 +341,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// 0: the same host; 1: rack; 2: zone; 3: elsewhere or not told.
+/// 0: the same host (or machine, which is not asked here); 1: rack; 2: zone; 3: elsewhere or not told.
 fn distance(here: &Labels, there: Option<&Labels>) -> u8 {
     let Some(there) = there else { return 3 };
     let same = |a: &str, b: &str| !a.is_empty() && a == b;
@@ -369,7 +377,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_node_is_suspect_for_a_while_and_the_quicker_goes_first() {
-        let nodes = Nodes::new(Labels::default());
+        let nodes = Nodes::new(ClusterId([0; 16]), Labels::default());
         let get = |node| {
             let address = format!("127.0.0.1:{}", 1000 + node);
             nodes.get(&NodeAddress { node, address, labels: None }).unwrap()
@@ -398,7 +406,7 @@ mod tests {
 
     #[tokio::test]
     async fn reads_of_a_place_stay_with_one_node_while_it_is_about_as_quick() {
-        let nodes = Nodes::new(Labels::default());
+        let nodes = Nodes::new(ClusterId([0; 16]), Labels::default());
         let node = |node| {
             let address = format!("127.0.0.1:{}", 1000 + node);
             nodes.get(&NodeAddress { node, address, labels: None }).unwrap()

@@ -39,6 +39,10 @@ impl Input for Memory {
     fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool {
         self.read_at(buffer, offset).is_ok()
     }
+
+    fn handle(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 const CLUSTER: ClusterId = ClusterId([3; 16]);

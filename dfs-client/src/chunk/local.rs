@@ -1,0 +1,198 @@
+//! Shards on this machine: their chunk daemon hands over the open file, and blocks are read from it and verified here
+//! (`dfs_proto::local`). It saves two sockets and most copies of the bytes, and goes on when the daemon is busy or gone.
+//!
+//! This is a shorter way to the same bytes, never the only one: whatever is wrong with it, the daemon is asked through
+//! the network, and that answer counts.
+
+use std::fs::{File, Metadata};
+use std::io::{self, IoSliceMut};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use dfs_proto::limits::BLOCK_SIZE;
+use dfs_proto::local::{self, ShardPlace};
+use dfs_proto::{ChunkId, ClusterId, NodeId, ShardIndex};
+use lru::LruCache;
+use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout, SendTimeout};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recvmsg, send,
+    setsockopt, socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::geteuid;
+use rustix::buffer::spare_capacity;
+use rustix::io::ReadWriteFlags;
+
+/// Files kept open.
+const MAX_OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// A shard of one block is as quickly read through the network as its file is asked for, and has none at first.
+const MIN_SHARD_LENGTH: u64 = BLOCK_SIZE as u64 + 1;
+/// The longest read that is tried on the thread that asks, where the bytes are in memory.
+const MAX_AT_ONCE: u64 = 128 * 1024;
+/// How long a daemon may take to hand over a file.
+const PATIENCE_MS: i64 = 500;
+/// Made by root for the daemons' user: who owns it is trusted as root is.
+const RUN_DIRECTORY: &str = "/run/dfs";
+
+/// A shard of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ShardName {
+    pub(super) node: u64,
+    pub(super) chunk: u64,
+    pub(super) index: u32,
+}
+
+/// The files that daemons of this machine handed over.
+pub(super) struct LocalShards {
+    cluster: ClusterId,
+    open: Mutex<LruCache<ShardName, Arc<LocalShard>>>,
+}
+
+/// One of them.
+struct LocalShard {
+    file: File,
+    place: ShardPlace,
+}
+
+impl LocalShards {
+    pub(super) fn new(cluster: ClusterId) -> Self {
+        Self { cluster, open: Mutex::new(LruCache::new(MAX_OPEN_FILES)) }
+    }
+
+    /// A range of a shard that is `shard_length` bytes long, verified; `offset` and `length` are of whole blocks, but for
+    /// the shard's end. `None`: ask the daemon.
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        name: ShardName,
+        shard_length: u64,
+        offset: u64,
+        length: u64,
+    ) -> Option<Bytes> {
+        if shard_length < MIN_SHARD_LENGTH {
+            return None;
+        }
+        let shard = self.open_files().get(&name).cloned();
+        if length <= MAX_AT_ONCE
+            && let Some(data) = shard.as_ref().and_then(|shard| shard.read(offset, length, ReadWriteFlags::NOWAIT).ok())
+        {
+            return Some(data);
+        }
+        let this = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || {
+            let shard = match shard {
+                Some(shard) => shard,
+                None => this.open(name, shard_length)?,
+            };
+            let read = shard.read(offset, length, ReadWriteFlags::empty());
+            if read.is_err() {
+                this.open_files().pop(&name);
+            }
+            read
+        });
+        match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(data) => Some(data),
+            Err(error) => {
+                tracing::debug!(%error, ?name, "a shard on this machine is read through the network");
+                None
+            }
+        }
+    }
+
+    /// Asks for a file. Blocking, within bounds.
+    fn open(&self, name: ShardName, length: u64) -> io::Result<Arc<LocalShard>> {
+        let door = knock(self.cluster, name.node, PATIENCE_MS)?;
+        let request = local::encode_request(ChunkId(name.chunk), ShardIndex(name.index));
+        send(door.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
+        let mut answer = vec![0; local::MAX_ANSWER_LENGTH + 1];
+        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+        let (received, file) = {
+            let mut parts = [IoSliceMut::new(&mut answer)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let message = recvmsg::<()>(door.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+            let mut files = message.cmsgs()?.flat_map(|control| match control {
+                ControlMessageOwned::ScmRights(files) => files,
+                _ => Vec::new(),
+            });
+            // SAFETY: the kernel has just made it for this process, and nobody else has it.
+            (message.bytes, files.next().map(|file| unsafe { File::from_raw_fd(file) }))
+        };
+        let place = local::decode_answer(&answer[..received]);
+        match (place, file) {
+            (Some(place), Some(file)) if u64::from(place.length) == length => {
+                let shard = Arc::new(LocalShard { file, place });
+                self.open_files().put(name, shard.clone());
+                Ok(shard)
+            }
+            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        }
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, LruCache<ShardName, Arc<LocalShard>>> {
+        self.open.lock().expect("nothing panics while it holds the open files")
+    }
+}
+
+impl LocalShard {
+    /// Reads and verifies.
+    fn read(&self, offset: u64, length: u64, flags: ReadWriteFlags) -> io::Result<Bytes> {
+        let mut data = Vec::with_capacity(length as usize);
+        while (data.len() as u64) < length {
+            let at = u64::from(self.place.offset) + offset + data.len() as u64;
+            if read_some(&self.file, &mut data, at, flags)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        data.truncate(length as usize);
+        let table = self.place.table.get((offset / BLOCK_SIZE as u64) as usize..).unwrap_or_default();
+        let blocks = data.chunks(BLOCK_SIZE);
+        let good = blocks.len() <= table.len()
+            && blocks.zip(table).all(|(block, &crc)| crc32c::crc32c(block) == crc);
+        match good {
+            true => Ok(data.into()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "a corrupt block")),
+        }
+    }
+}
+
+/// Reads what fits into the rest of the buffer's capacity.
+fn read_some(file: &File, data: &mut Vec<u8>, at: u64, flags: ReadWriteFlags) -> io::Result<usize> {
+    if flags.is_empty() {
+        return Ok(rustix::io::pread(file, spare_capacity(data), at)?);
+    }
+    // This call has no form for memory that was never written.
+    let start = data.len();
+    data.resize(data.capacity(), 0);
+    let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut data[start..])], at, flags);
+    data.truncate(start + *read.as_ref().unwrap_or(&0));
+    Ok(read?)
+}
+
+/// Whether a node has its door on this machine.
+pub(super) fn is_here(cluster: ClusterId, node: u64) -> bool {
+    knock(cluster, node, 1).is_ok()
+}
+
+/// A connection to a node's door, if it is on this machine and belongs to somebody who is trusted: anybody can give a
+/// socket a name.
+fn knock(cluster: ClusterId, node: u64, patience_ms: i64) -> io::Result<OwnedFd> {
+    let door = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let patience = TimeVal::milliseconds(patience_ms);
+    // To send is to connect, too, where many others wait before the door.
+    setsockopt(&door, SendTimeout, &patience)?;
+    setsockopt(&door, ReceiveTimeout, &patience)?;
+    let name = local::door_name(cluster, NodeId(node));
+    connect(door.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+    let owner = getsockopt(&door, PeerCredentials)?.uid();
+    let is_trusted = |directory: Metadata| directory.uid() == owner && directory.mode() & 0o022 == 0;
+    let trusted = owner == 0
+        || owner == geteuid().as_raw()
+        || Path::new(RUN_DIRECTORY).symlink_metadata().is_ok_and(is_trusted);
+    match trusted {
+        true => Ok(door),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
