@@ -51,6 +51,9 @@ struct Given {
     /// The zone that fails with this rack
     #[arg(long, value_name = "LABEL")]
     zone: Option<String>,
+    /// Hand open files of shards to clients on this machine, which then read them by themselves [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    local_reads: Option<bool>,
     /// Leave this much of the disk free, e.g. 1GiB or 5% [default: 1GiB, or 5% of a smaller disk]
     #[arg(long, value_name = "SIZE")]
     reserve: Option<String>,
@@ -78,6 +81,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// What fails together.
     pub labels: Labels,
+    /// Whether clients on this machine get open files.
+    pub local_reads: bool,
     /// Space left free.
     pub reserve: Reserve,
     /// A filter for the log.
@@ -122,6 +127,7 @@ impl Config {
                 rack: label("rack", given.rack.unwrap_or_default())?,
                 zone: label("zone", given.zone.unwrap_or_default())?,
             },
+            local_reads: given.local_reads.unwrap_or(true),
             reserve: match given.reserve {
                 None => Reserve::Default,
                 Some(text) => parse_reserve(&text).with_context(|| {
@@ -162,6 +168,7 @@ impl Given {
             host: self.host.or(below.host),
             rack: self.rack.or(below.rack),
             zone: self.zone.or(below.zone),
+            local_reads: self.local_reads.or(below.local_reads),
             reserve: self.reserve.or(below.reserve),
             log_level: self.log_level.or(below.log_level),
             log_format: self.log_format.or(below.log_format),
@@ -245,6 +252,9 @@ mod tests {
         let labels = Labels { host: "h".into(), rack: "r1".into(), zone: String::new() };
         assert_eq!(parsed.labels, labels);
         assert!(parsed.log_json && parsed.listen.port() == 0);
+        assert!(parsed.local_reads);
+        assert!(!config("data = '/d'\nlocal_reads = false", &[]).unwrap().local_reads);
+        assert!(!config("data = '/d'", &["--local-reads", "false"]).unwrap().local_reads);
 
         let parsed = config("data = '/d'", &["--meta", "x,[::1]:5,[::2]"]).unwrap();
         assert_eq!(parsed.meta, ["x:7600", "[::1]:5", "[::2]:7600"]);
@@ -269,6 +279,7 @@ mod tests {
             ("data = '/d'\nreserve = '100%'", "reserve"),
             ("data = '/d'\nreserve = '99999999999TiB'", "reserve"),
             ("data = '/d'\nhost = \"a\\nb\"", "host"),
+            ("data = '/d'\nlocal_reads = 'perhaps'", "local_reads"),
             ("data = '/d'\nlog_format = 'xml'", "log_format"),
             ("data = '/d'\nlog_level = 'a=b=c'", "log_level"),
         ] {

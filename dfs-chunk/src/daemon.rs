@@ -65,10 +65,13 @@ pub async fn start(config: &Config) -> Result<Running, Failure> {
         let (disk, reserve, buffers) = (disk.clone(), config.reserve, buffers.clone());
         let store = blocking(move || Store::start(disk, cluster, reserve, buffers)).await?;
         // Without it, clients on this machine read through the network, as all others do.
-        let local = LocalDoor::open(cluster, id, store.clone())
-            .inspect_err(|error| tracing::warn!(%error, "no door to clients on this machine"));
+        let open = || LocalDoor::open(cluster, id, store.clone());
+        let local = config.local_reads.then(open).transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no door to clients on this machine");
+            None
+        });
         node.become_member(Member { cluster, node: id, store });
-        Ok::<_, Failure>(local.ok())
+        Ok::<_, Failure>(local)
     };
     let known = claimed.membership();
     let mut local = None;

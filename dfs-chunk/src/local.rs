@@ -97,3 +97,136 @@ fn try_answer(client: &OwnedFd, store: &Store) -> nix::Result<()> {
     sendmsg::<()>(client.as_raw_fd(), &[IoSlice::new(&answer)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::IoSliceMut;
+    use std::os::fd::FromRawFd;
+    use std::os::unix::fs::FileExt;
+
+    use bytes::Bytes;
+    use dfs_proto::limits::BLOCK_SIZE;
+    use dfs_proto::local::{REQUEST_LENGTH, ShardPlace};
+    use dfs_proto::{ChunkId, Class, ShardIndex};
+    use nix::sys::socket::{ControlMessageOwned, connect, recvmsg, send};
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    use super::*;
+    use crate::store::shard_file::ShardHeader;
+    use crate::store::{Blocks, Buffers, LocalDisk, Reserve};
+
+    const CLUSTER: ClusterId = ClusterId([9; 16]);
+
+    /// A store with shard 3 of each of these chunks, the chunk's number of times 1000 bytes long.
+    async fn store(directory: &std::path::Path, chunks: &[u64]) -> Arc<Store> {
+        let buffers = Buffers::default();
+        let disk = Arc::new(LocalDisk::open(directory, buffers.clone()).unwrap());
+        let store = Store::start(disk, CLUSTER, Reserve::Bytes(0), buffers).unwrap();
+        for &chunk in chunks {
+            let data = content(chunk);
+            let key = ShardKey { chunk: ChunkId(chunk), index: ShardIndex(3) };
+            let class = Class::Replicated { copies: 5 };
+            let header = ShardHeader { cluster: CLUSTER, key, class, length: data.len() as u32 };
+            let mut incoming = store.receive(header).await.unwrap();
+            let crc32c = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+            incoming.append(Blocks { data: Bytes::from(data), crc32c, held: None }).await;
+            incoming.finish().await.unwrap();
+        }
+        store
+    }
+
+    fn content(chunk: u64) -> Vec<u8> {
+        (0..chunk * 1000).map(|i| (i * chunk % 251) as u8).collect()
+    }
+
+    fn visit(node: u64) -> nix::Result<OwnedFd> {
+        let door = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let name = local::door_name(CLUSTER, NodeId(node));
+        connect(door.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        Ok(door)
+    }
+
+    /// What a client gets for a request; `None` when the connection is closed on it.
+    fn ask(node: u64, request: &[u8]) -> Option<(Option<ShardPlace>, Vec<File>)> {
+        let door = visit(node).expect("the door is open");
+        send(door.as_raw_fd(), request, MsgFlags::MSG_NOSIGNAL).ok()?;
+        let mut answer = vec![0; local::MAX_ANSWER_LENGTH];
+        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 4]);
+        let mut parts = [IoSliceMut::new(&mut answer)];
+        let message =
+            recvmsg::<()>(door.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).ok()?;
+        let files = message.cmsgs().unwrap().flat_map(|control| match control {
+            ControlMessageOwned::ScmRights(files) => files,
+            other => panic!("{other:?}"),
+        });
+        // SAFETY: the kernel has just made them for this process.
+        let files: Vec<File> = files.map(|file| unsafe { File::from_raw_fd(file) }).collect();
+        let received = message.bytes;
+        (received > 0).then(|| (local::decode_answer(&answer[..received]), files))
+    }
+
+    #[tokio::test]
+    async fn who_may_gets_the_file_and_where_its_bytes_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path(), &[20, 400]).await;
+        let door = LocalDoor::open(CLUSTER, NodeId(1), store.clone()).unwrap();
+        let request = |chunk, index| local::encode_request(ChunkId(chunk), ShardIndex(index));
+        let (place, files) = ask(1, &request(400, 3)).unwrap();
+        let (place, data) = (place.unwrap(), content(400));
+        let mut read = vec![0; place.length as usize];
+        files[0].read_exact_at(&mut read, place.offset.into()).unwrap();
+        assert!(files.len() == 1 && read == data);
+        let table: Vec<u32> = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        assert_eq!(*place.table, table);
+        assert!(files[0].write_at(b"x", 0).is_err(), "it is open for reading");
+        for (chunk, index, what) in
+            [(20, 3, "in memory still"), (400, 2, "another shard"), (7, 3, "not here")]
+        {
+            let (place, files) = ask(1, &request(chunk, index)).unwrap();
+            assert!(place.is_none() && files.is_empty(), "{what}");
+        }
+        assert!(ask(1, &[0; REQUEST_LENGTH]).is_none() && ask(1, b"hello").is_none(), "not a request");
+        assert!(LocalDoor::open(CLUSTER, NodeId(1), store).is_err(), "a name is taken once");
+        drop(door);
+        assert_eq!(visit(1).unwrap_err(), nix::Error::ECONNREFUSED);
+    }
+
+    #[tokio::test]
+    async fn strangers_get_nothing_and_hold_nobody_up() {
+        assert!(geteuid().is_root(), "this test changes its user, which needs root");
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path(), &[400]).await;
+        let _door = LocalDoor::open(CLUSTER, NodeId(2), store).unwrap();
+        let request = local::encode_request(ChunkId(400), ShardIndex(3));
+        let name = local::door_name(CLUSTER, NodeId(2));
+        let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+        // SAFETY: the child makes system calls only, and never returns from here.
+        let child = match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => {
+                let nobody = nix::libc::uid_t::from(65_534_u16);
+                // SAFETY: system calls. The C library's function would stop other threads, which are not here.
+                let code = unsafe {
+                    let changed = nix::libc::syscall(nix::libc::SYS_setresuid, nobody, nobody, nobody);
+                    let door = nix::libc::socket(nix::libc::AF_UNIX, nix::libc::SOCK_SEQPACKET, 0);
+                    let connected = connect(door, &address).is_ok();
+                    let _ = send(door, &request, MsgFlags::MSG_NOSIGNAL);
+                    let mut answer = [0_u8; 64];
+                    let received = nix::libc::recv(door, answer.as_mut_ptr().cast(), answer.len(), 0);
+                    i32::from(!(changed == 0 && connected && received <= 0))
+                };
+                // SAFETY: ends the child without running what belongs to its parent.
+                unsafe { nix::libc::_exit(code) }
+            }
+        };
+        assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0), "nobody got an answer");
+        // Who comes and says nothing does not keep others waiting for long.
+        let silent = visit(2).unwrap();
+        let started = std::time::Instant::now();
+        assert!(ask(2, &request).unwrap().0.is_some());
+        assert!(started.elapsed() < std::time::Duration::from_millis(10 * PATIENCE_MS as u64));
+        drop(silent);
+    }
+}

@@ -64,7 +64,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
 
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.data, config.cache_bytes)?);
+    std::fs::create_dir_all(&config.data).with_context(|| format!("making {}", config.data.display()))?;
+    let reserve = config.reserve_on_disk()?;
+    let store: Arc<dyn Store> = Arc::new(
+        SledStore::open_within(&config.data, config.cache_bytes, reserve).context("opening the store")?,
+    );
     let mut settings = config.settings();
     let fresh = ClusterId(*uuid::Uuid::new_v4().as_bytes());
     let live = startup::prepare(&*store, &mut settings, fresh, config.default_class, Timestamp::now())?;
@@ -73,7 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener =
         service::listen(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr().context("asking for the address that was bound")?;
-    let space = Arc::new(Space::set_aside(store.clone(), config.reserve_on_disk()?)?);
+    let space = Arc::new(Space::set_aside(store.clone(), reserve)?);
     let machine = Machine::start(store.clone(), live, settings.clone(), space.clone())
         .context("starting the machine's threads")?;
     let handle = machine.handle();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -35,15 +36,21 @@ fn within<T>(limit: Duration, what: &str, call: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Reads and writes go on while a daemon is made useless by `disable`.
+/// Reads and writes go on while a daemon is made useless by `disable`, with open files handed to clients and without.
 fn survive(disable: impl Fn(&Cluster)) {
-    let cluster = Cluster::with().chunks(4).start();
+    for local_reads in ["false", "true"] {
+        let cluster = Cluster::with().chunks(4).chunk_args(["--local-reads", local_reads]).start();
+        survive_in(&cluster, &disable);
+    }
+}
+
+fn survive_in(cluster: &Cluster, disable: impl Fn(&Cluster)) {
     let mount = cluster.mount();
     for number in 0..20 {
         write_durably(&mount.join(format!("before-{number}")), &bytes(number, 300_000)).unwrap();
     }
     let open = File::open(mount.join("before-0")).unwrap();
-    disable(&cluster);
+    disable(cluster);
     // A mount of its own has nothing cached, and learns of the dead one by itself.
     let fresh = cluster.mount();
     for number in 0..20 {
@@ -155,8 +162,37 @@ fn a_full_metadata_disk_is_told_and_deleting_still_works() {
 }
 
 #[test]
+fn what_is_on_this_machine_is_read_without_its_daemons() {
+    for (local_reads, goes_on) in [("true", true), ("false", false)] {
+        let cluster = Cluster::with().chunk_args(["--local-reads", local_reads]).start();
+        let mount = cluster.mount_with("/", "timeout=3");
+        let data = bytes(4, 24 << 20);
+        write_durably(&mount.join("file"), &data).unwrap();
+        let mount = cluster.mount_with("/", "timeout=3");
+        let file = File::open(mount.join("file")).unwrap();
+        // Each place of 4 MiB is read from one node: a block of each opens them all.
+        let mut block = vec![0; 4096];
+        for at in (0..data.len()).step_by(1 << 20) {
+            file.read_exact_at(&mut block, at as u64).unwrap();
+        }
+        cluster.chunks().iter().for_each(|chunk| chunk.freeze(true));
+        let start = Instant::now();
+        let read = fs::read(mount.join("file"));
+        cluster.chunks().iter().for_each(|chunk| chunk.freeze(false));
+        match goes_on {
+            true => assert!(read.unwrap() == data && start.elapsed() < FAILOVER, "{:?}", start.elapsed()),
+            false => assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO)),
+        }
+    }
+}
+
+#[test]
 fn a_corrupt_replica_is_passed_over_and_told() {
-    let cluster = Cluster::start();
+    ["true", "false"].iter().for_each(|local_reads| corrupt_replicas_are_passed_over(local_reads));
+}
+
+fn corrupt_replicas_are_passed_over(local_reads: &str) {
+    let cluster = Cluster::with().chunk_args(["--local-reads", local_reads]).start();
     let mount = cluster.mount();
     let data = bytes(3, 3_000_000);
     write_durably(&mount.join("file"), &data).unwrap();

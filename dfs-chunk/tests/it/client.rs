@@ -33,6 +33,7 @@ pub(crate) fn config(meta: &FakeMeta, data: &Path) -> Config {
         listen: ([127, 0, 0, 1], 0).into(),
         advertise: None,
         labels: Labels { host: "h".into(), rack: "r".into(), zone: "z".into() },
+        local_reads: true,
         reserve: Reserve::Bytes(1 << 20),
         log_level: "info".into(),
         log_json: false,

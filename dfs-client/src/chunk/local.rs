@@ -19,8 +19,8 @@ use dfs_proto::{ChunkId, ClusterId, NodeId, ShardIndex};
 use lru::LruCache;
 use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recvmsg, send,
-    setsockopt, socket,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recvmsg,
+    send, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::geteuid;
@@ -77,7 +77,8 @@ impl LocalShards {
         }
         let shard = self.open_files().get(&name).cloned();
         if length <= MAX_AT_ONCE
-            && let Some(data) = shard.as_ref().and_then(|shard| shard.read(offset, length, ReadWriteFlags::NOWAIT).ok())
+            && let Some(data) =
+                shard.as_ref().and_then(|shard| shard.read(offset, length, ReadWriteFlags::NOWAIT).ok())
         {
             return Some(data);
         }
@@ -194,5 +195,124 @@ fn knock(cluster: ClusterId, node: u64, patience_ms: i64) -> io::Result<OwnedFd>
     match trusted {
         true => Ok(door),
         false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{IoSlice, Write};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::socket::{
+        Backlog, ControlMessage, Shutdown, accept, bind, listen, recv, sendmsg, shutdown,
+    };
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId([8; 16]);
+    const DATA_AT: u32 = 100;
+
+    /// A door that hands one file to everybody who asks, with what it says of it.
+    struct Door(OwnedFd, Option<std::thread::JoinHandle<usize>>);
+
+    impl Door {
+        fn open(node: u64, file: File, place: ShardPlace) -> Self {
+            let listener =
+                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            let name = local::door_name(CLUSTER, NodeId(node));
+            bind(listener.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).unwrap()).unwrap();
+            listen(&listener, Backlog::new(8).unwrap()).unwrap();
+            let listening = listener.as_raw_fd();
+            let thread = std::thread::spawn(move || {
+                let mut handed = 0;
+                while let Ok(client) = accept(listening) {
+                    // SAFETY: accept has just made it.
+                    let client = unsafe { OwnedFd::from_raw_fd(client) };
+                    let mut request = [0; 64];
+                    // Who only looks whether the door is there says nothing.
+                    let Ok(local::REQUEST_LENGTH) = recv(client.as_raw_fd(), &mut request, MsgFlags::empty())
+                    else {
+                        continue;
+                    };
+                    let answer = local::encode_answer(Some((place.offset, place.length, &place.table)));
+                    let (answer, rights) = ([IoSlice::new(&answer)], [file.as_raw_fd()]);
+                    let rights = [ControlMessage::ScmRights(&rights)];
+                    sendmsg::<()>(client.as_raw_fd(), &answer, &rights, MsgFlags::empty(), None).unwrap();
+                    handed += 1;
+                }
+                handed
+            });
+            Self(listener, Some(thread))
+        }
+
+        /// How often it handed the file over.
+        fn close(mut self) -> usize {
+            shutdown(self.0.as_raw_fd(), Shutdown::Both).unwrap();
+            self.1.take().unwrap().join().unwrap()
+        }
+    }
+
+    fn shard(data: &[u8]) -> (File, ShardPlace) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; DATA_AT as usize]).unwrap();
+        file.write_all(data).unwrap();
+        let table = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        (file, ShardPlace { offset: DATA_AT, length: data.len() as u32, table })
+    }
+
+    #[tokio::test]
+    async fn ranges_are_read_from_one_file_and_verified() {
+        let data: Vec<u8> = (0..5 * BLOCK_SIZE + 77).map(|i| (i * 13 % 255) as u8).collect();
+        let (file, place) = shard(&data);
+        let door = Door::open(1, file.try_clone().unwrap(), place);
+        assert!(is_here(CLUSTER, 1) && !is_here(CLUSTER, 4));
+        let shards = Arc::new(LocalShards::new(CLUSTER));
+        let name = ShardName { node: 1, chunk: 5, index: 2 };
+        let length = data.len() as u64;
+        let read = async |from: usize, to: usize| {
+            shards
+                .read(name, length, from as u64, (to - from) as u64)
+                .await
+                .map(|read| read == data[from..to])
+        };
+        for (from, to) in [(0, 1), (1, 3), (0, 5), (4, 6), (5, 6), (0, 6)] {
+            let (from, to) = (from * BLOCK_SIZE, (to * BLOCK_SIZE).min(data.len()));
+            assert_eq!(read(from, to).await, Some(true), "{from}..{to}");
+        }
+        // A block that goes bad is not returned; the others are, as soon as the file is asked for again.
+        std::os::unix::fs::FileExt::write_all_at(&file, b"bad", u64::from(DATA_AT) + 2 * BLOCK_SIZE as u64)
+            .unwrap();
+        assert_eq!(read(BLOCK_SIZE, 3 * BLOCK_SIZE).await, None);
+        assert_eq!(read(0, BLOCK_SIZE).await, Some(true));
+        file.set_len(u64::from(DATA_AT) + BLOCK_SIZE as u64).unwrap();
+        assert_eq!(read(4 * BLOCK_SIZE, 5 * BLOCK_SIZE).await, None, "the file is too short");
+        assert_eq!(read(0, BLOCK_SIZE).await, Some(true));
+        // Another length than the plan tells, and a shard of one block: not this way.
+        let other = ShardName { chunk: 6, ..name };
+        assert_eq!(shards.read(other, length + 1, 0, BLOCK_SIZE as u64).await, None);
+        assert_eq!(shards.read(other, BLOCK_SIZE as u64, 0, BLOCK_SIZE as u64).await, None);
+        assert_eq!(door.close(), 4, "once, once after each that was bad, and once in vain");
+        let gone = ShardName { chunk: 7, ..name };
+        assert_eq!(shards.read(gone, length, 0, BLOCK_SIZE as u64).await, None);
+        assert_eq!(read(0, BLOCK_SIZE).await, Some(true), "what is open is read without its daemon");
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_does_not_answer_is_not_waited_for() {
+        let listener =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        let name = local::door_name(CLUSTER, NodeId(9));
+        bind(listener.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).unwrap()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let shards = Arc::new(LocalShards::new(CLUSTER));
+        let started = Instant::now();
+        // More than wait before the door.
+        let reads = (0..6).map(|chunk| {
+            let (shards, name) = (shards.clone(), ShardName { node: 9, chunk, index: 0 });
+            async move { shards.read(name, 1 << 20, 0, 1 << 20).await }
+        });
+        assert!(futures::future::join_all(reads).await.iter().all(Option::is_none));
+        is_here(CLUSTER, 9);
+        assert!(started.elapsed() < 3 * Duration::from_millis(PATIENCE_MS as u64), "{:?}", started.elapsed());
     }
 }

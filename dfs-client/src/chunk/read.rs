@@ -147,7 +147,13 @@ impl ChunkIo {
     }
 
     /// The blocks from the shard's file, where that is on this machine and all is well with it.
-    async fn read_here(&self, node: &Arc<Node>, plan: &ChunkPlan, index: u32, range: &Range<u32>) -> Option<Bytes> {
+    async fn read_here(
+        &self,
+        node: &Arc<Node>,
+        plan: &ChunkPlan,
+        index: u32,
+        range: &Range<u32>,
+    ) -> Option<Bytes> {
         if !node.is_here {
             return None;
         }

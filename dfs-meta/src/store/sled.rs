@@ -25,6 +25,9 @@ use super::{Batch, Pair, Store, StoreError};
 
 /// The write-ahead log's size: bounds the time of a replay, and is written once when the store is made.
 const JOURNAL_BYTES: usize = 16 << 20;
+/// A replay writes what is in the log to sled once more, and more than that: it must fit what is set aside for bad times.
+const JOURNAL_PART_OF_RESERVE: u64 = 4;
+const MIN_JOURNAL_BYTES: usize = 1 << 20;
 /// How long to wait for a store that another server has open.
 const IN_USE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -52,6 +55,13 @@ impl SledStore {
     /// sentence when another process has it open.
     pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         Self::open_with_journal(directory, cache_bytes, JOURNAL_BYTES)
+    }
+
+    /// The same for a store of which the caller will keep `reserve_bytes` of the disk free: when it is made, its log gets
+    /// a size that can be replayed within them.
+    pub fn open_within(directory: &Path, cache_bytes: u64, reserve_bytes: u64) -> Result<Self, StoreError> {
+        let part = usize::try_from(reserve_bytes / JOURNAL_PART_OF_RESERVE).unwrap_or(JOURNAL_BYTES);
+        Self::open_with_journal(directory, cache_bytes, part.clamp(MIN_JOURNAL_BYTES, JOURNAL_BYTES))
     }
 
     fn open_with_journal(directory: &Path, cache_bytes: u64, journal: usize) -> Result<Self, StoreError> {
@@ -289,6 +299,16 @@ mod tests {
         assert!(all(&store) == expected);
         drop(store);
         assert!(all(&open()) == expected);
+    }
+
+    #[test]
+    fn the_journal_of_a_small_disk_is_small() {
+        for (reserve, journal) in [(0, 1), (16 << 20, 4), (1 << 30, 16)] {
+            let directory = tempfile::tempdir().unwrap();
+            drop(SledStore::open_within(directory.path(), 1 << 20, reserve).unwrap());
+            let made = std::fs::metadata(directory.path().join("journal")).unwrap().len();
+            assert_eq!(made, journal << 20, "a reserve of {reserve}");
+        }
     }
 
     #[test]
