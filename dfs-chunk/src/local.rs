@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfs_proto::{ClusterId, NodeId, local};
 use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout, SendTimeout};
@@ -22,6 +23,8 @@ use crate::store::{OpenShard, Store};
 
 /// Connections waiting for their turn.
 const BACKLOG: i32 = 128;
+/// The wait after a client could not be let in, for want of file descriptors perhaps.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a client may take to ask, and to take its answer.
 const PATIENCE_MS: i64 = 200;
 
@@ -40,16 +43,18 @@ impl LocalDoor {
         let listener = Arc::new(listener);
         let listening = listener.clone();
         std::thread::Builder::new().name("local".into()).spawn(move || {
-            // Ends when the socket is shut down.
+            // However the thread ends, nobody waits before a door behind which nobody is.
+            let listening = LocalDoor { listener: listening };
             loop {
-                match accept4(listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                match accept4(listening.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
                     // SAFETY: accept4 has just made it, and nobody else has it.
                     Ok(client) => answer(unsafe { std::os::fd::FromRawFd::from_raw_fd(client) }, &store),
+                    // It was shut down.
                     Err(nix::Error::EINVAL) => return,
                     Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => {}
                     Err(error) => {
-                        tracing::warn!(%error, "clients on this machine read through the network from now on");
-                        return;
+                        tracing::warn!(%error, "a client on this machine could not be let in");
+                        std::thread::sleep(PAUSE);
                     }
                 }
             }

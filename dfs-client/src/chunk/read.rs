@@ -162,9 +162,16 @@ impl ChunkIo {
         let _under_way = node.begin(lane);
         let started = Instant::now();
         let name = ShardName { node: node.id, chunk: plan.chunk, index };
-        let data = self.local.read(name, plan.length, offset, length).await?;
-        node.answered_after(lane, started.elapsed());
-        Some(data)
+        let read = self.local.read(name, plan.length, offset, length);
+        let Ok(data) = tokio::time::timeout(STALL_TIMEOUT, read).await else {
+            let text = format!("the disk of {} gave nothing for {STALL_TIMEOUT:?}", node.name());
+            node.failed(&Failure::new(Code::InputOutput, text), self.cluster);
+            return None;
+        };
+        if data.is_some() {
+            node.answered_after(lane, started.elapsed());
+        }
+        data
     }
 
     async fn fetch(
