@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The store knows no network, the background never calls the service, and only `store/shard_file.rs` and
-//! `store/intake/format.rs` know bytes on disk.
+//! `store/segments/format.rs` know bytes on disk.
 
 mod background;
 pub mod config;

@@ -90,8 +90,8 @@ fn try_answer(client: &OwnedFd, store: &Store) -> nix::Result<()> {
     let (chunk, index) = local::decode_request(&request[..received]).ok_or(nix::Error::EPROTO)?;
     let shard = match store.open(ShardKey { chunk, index }) {
         Ok(OpenShard::File(file)) => Some(file),
-        // In memory only, not here, or damaged: the network's door has the words for it.
-        Ok(OpenShard::Logged(_)) | Err(_) => None,
+        // Small, not here, or damaged: the network's door has the words for it.
+        Ok(OpenShard::Record(_)) | Err(_) => None,
     };
     let file = shard.as_ref().and_then(|file| Some((file, file.handle()?)));
     let place = file.map(|(file, _)| (HEADER_LENGTH as u32, file.header().length, file.table()));

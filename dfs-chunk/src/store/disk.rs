@@ -1,9 +1,10 @@
-//! What the store asks of a disk: files written once from front to end, files read at any place, preallocated logs,
-//! names. Everything that can fail on a disk goes through here, so that tests put a disk that fails in its place.
+//! What the store asks of a disk: files written once from front to end, files read at any place, files
+//! overwritten in place, names. Everything that can fail on a disk goes through here, so that tests put a disk that fails in its place.
 //!
 //! Paths are relative to the disk's root. Nothing is durable before a `sync` says so.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -12,9 +13,11 @@ pub trait Disk: Send + Sync + 'static {
     /// Makes a new file that will be `length` bytes long, replacing one of that name. ENOSPC when it can't.
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn Output>>;
     /// Opens a file for reading.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Input>>;
-    /// Opens a log for overwriting in place, with its length; makes it of `length` durable zeros when it is not there.
-    fn open_log(&self, path: &Path, length: u64) -> io::Result<(Box<dyn Log>, u64)>;
+    fn open(&self, path: &Path, ahead: ReadAhead) -> io::Result<Box<dyn Input>>;
+    /// Opens a file for overwriting what was written of it.
+    fn open_log(&self, path: &Path) -> io::Result<Box<dyn Log>>;
+    /// Makes ranges of a file zeros, and gives them back to the disk where its filesystem can do that.
+    fn free(&self, path: &Path, ranges: &[Range<u64>]) -> io::Result<()>;
     /// Makes a directory unless it is there.
     fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Renames a file, replacing one of the new name.
@@ -23,8 +26,6 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory's names durable.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
-    /// Makes everything on the disk durable that was written before.
-    fn sync_all(&self) -> io::Result<()>;
     /// The files of a directory.
     fn list(&self, path: &Path) -> io::Result<Vec<Listed>>;
     /// How much there is and how much of it is free.
@@ -35,8 +36,6 @@ pub trait Disk: Send + Sync + 'static {
 pub trait Output: Send {
     /// Adds bytes at the end.
     fn append(&mut self, data: &[u8]) -> io::Result<()>;
-    /// Hands what was appended to the operating system.
-    fn flush(&mut self) -> io::Result<()>;
     /// Makes everything appended durable. After an error nothing is known of the file, and it must not be asked again.
     fn sync(&mut self) -> io::Result<()>;
 }
@@ -53,14 +52,20 @@ pub trait Input: Send + Sync {
     fn handle(&self) -> Option<BorrowedFd<'_>>;
 }
 
-/// A preallocated file that is overwritten in place, so that making it durable moves no metadata.
+/// A file that is overwritten in place, so that making it durable moves no metadata.
 pub trait Log: Send + Sync {
-    /// Overwrites a range inside the file.
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
-    /// Fills the buffer or fails.
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Makes everything written durable. After an error nothing is known of what was written since the last success.
-    fn sync(&self) -> io::Result<()>;
+    /// Overwrites a range inside the file, durably when it returns. Memory, offset and length are aligned to 4096 bytes.
+    /// After an error nothing is known of the range.
+    fn write_durably(&self, data: &[u8], offset: u64) -> io::Result<()>;
+}
+
+/// Whether the kernel may read more of a file than is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadAhead {
+    /// Who reads it knows better.
+    Never,
+    /// As it finds right.
+    AsUsual,
 }
 
 /// A file in a directory.

@@ -1,13 +1,14 @@
 //! A disk for tests: a real one underneath, with faults on demand in front of it.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::buffers::Buffers;
-use super::disk::{Disk, Input, Listed, Log, Output, Space};
+use super::disk::{Disk, Input, Listed, Log, Output, ReadAhead, Space};
 use super::local_disk::LocalDisk;
 
 /// What goes wrong; all of it may change while the disk is in use.
@@ -19,10 +20,10 @@ pub(super) struct Faults {
     pub(super) sync_fails: AtomicBool,
     /// EIO when a directory is made durable.
     pub(super) sync_directory_fails: AtomicBool,
-    /// EIO when everything is made durable.
-    pub(super) sync_all_fails: AtomicBool,
-    /// EIO when a log is made durable.
-    pub(super) log_sync_fails: AtomicBool,
+    /// EIO when a part of a file is given back.
+    pub(super) free_fails: AtomicBool,
+    /// EIO when a log is written.
+    pub(super) log_fails: AtomicBool,
     /// EIO when a file is read.
     pub(super) read_fails: AtomicBool,
     /// Flips a bit of every byte read at this offset of a file; `u64::MAX`: none.
@@ -73,13 +74,17 @@ impl Disk for FaultyDisk {
         Ok(Box::new(FaultyOutput { real, faults: self.faults.clone() }))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Input>> {
-        Ok(Box::new(FaultyInput { real: self.real.open(path)?, faults: self.faults.clone() }))
+    fn open(&self, path: &Path, ahead: ReadAhead) -> io::Result<Box<dyn Input>> {
+        Ok(Box::new(FaultyInput { real: self.real.open(path, ahead)?, faults: self.faults.clone() }))
     }
 
-    fn open_log(&self, path: &Path, length: u64) -> io::Result<(Box<dyn Log>, u64)> {
-        let (real, length) = self.real.open_log(path, length)?;
-        Ok((Box::new(FaultyLog { real, faults: self.faults.clone() }), length))
+    fn open_log(&self, path: &Path) -> io::Result<Box<dyn Log>> {
+        Ok(Box::new(FaultyLog { real: self.real.open_log(path)?, faults: self.faults.clone() }))
+    }
+
+    fn free(&self, path: &Path, ranges: &[Range<u64>]) -> io::Result<()> {
+        fail_if(&self.faults.free_fails)?;
+        self.real.free(path, ranges)
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
@@ -98,11 +103,6 @@ impl Disk for FaultyDisk {
         self.faults.syncs.fetch_add(1, Ordering::Relaxed);
         fail_if(&self.faults.sync_directory_fails)?;
         self.real.sync_directory(path)
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        fail_if(&self.faults.sync_all_fails)?;
-        self.real.sync_all()
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Listed>> {
@@ -126,10 +126,6 @@ impl Output for FaultyOutput {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         self.faults.take_room(data.len())?;
         self.real.append(data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.real.flush()
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -177,17 +173,9 @@ struct FaultyLog {
 }
 
 impl Log for FaultyLog {
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.real.write_at(data, offset)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.real.read_at(buffer, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
+    fn write_durably(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.faults.syncs.fetch_add(1, Ordering::Relaxed);
-        fail_if(&self.faults.log_sync_fails)?;
-        self.real.sync()
+        fail_if(&self.faults.log_fails)?;
+        self.real.write_durably(data, offset)
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 const IDENTITY: &str = "identity.toml";
 const TEMPORARY: &str = "identity.toml.new";
 const LOCK: &str = "lock";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 /// An identity is some lines; whatever is longer is not one.
 const MAX_LENGTH: u64 = 16 * 1024;
 
@@ -227,10 +227,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let disk = Uuid::new_v4();
         let cases = [
-            (format!("format = 2\ndisk = \"{disk}\"\nmore = 1\n"), Code::VersionUnknown),
-            (format!("format = 1\ndisk = \"{disk}\"\nmore = 1\n"), Code::Corrupt),
-            (format!("format = 1\ndisk = \"{disk}\"\nnode = 1\n"), Code::Corrupt),
-            ("format = 1\n".to_owned(), Code::Corrupt),
+            (format!("format = 3\ndisk = \"{disk}\"\nmore = 1\n"), Code::VersionUnknown),
+            (format!("format = 2\ndisk = \"{disk}\"\nmore = 1\n"), Code::Corrupt),
+            (format!("format = 2\ndisk = \"{disk}\"\nnode = 1\n"), Code::Corrupt),
+            ("format = 2\n".to_owned(), Code::Corrupt),
             ("\u{1}".to_owned(), Code::Corrupt),
             (String::new(), Code::Corrupt),
         ];

@@ -1,4 +1,4 @@
-//! A shard on its way in. Small ones go to the intake, large ones to a file of their own:
+//! A shard on its way in. Small ones go to a segment, large ones to a file of their own:
 //! temporary name → data → `fdatasync` → final name → `fsync` of the directory → acknowledged.
 //!
 //! Frames are verified before they get here. What is dropped half way leaves nothing but a temporary file, which the
@@ -16,9 +16,10 @@ use tokio::task::JoinHandle;
 
 use super::Store;
 use super::claims::Claim;
-use super::intake::{self, Offer, Outcome};
+use super::disk::ReadAhead;
+use super::segments::{self, Offer, Outcome};
 use super::shard_file::{ShardHeader, ShardWriter, WrittenShard};
-use super::shared::{Promise, Shared, shard_directory, shard_path};
+use super::shared::{Kept, Promise, Shared, shard_directory, shard_path};
 
 /// Frames between the one who receives and the thread that writes.
 const QUEUED_FRAMES: usize = 4;
@@ -42,7 +43,7 @@ pub struct Incoming(Way);
 enum Way {
     /// It is here already: only its checksums are compared.
     Known { known: Box<[u32]>, told: Vec<u32> },
-    /// Gathered for the intake.
+    /// Gathered for a segment.
     Small { store: Arc<Store>, header: ShardHeader, ticket: Ticket, data: BytesMut, crc32c: Vec<u32> },
     /// The disk did not take a frame in time: what comes after it would be in the wrong place.
     Hanging,
@@ -67,7 +68,7 @@ impl Store {
         self.shared.check_writable()?;
         let promise = self.shared.promise(header.file_length())?;
         let ticket = Ticket { claim, promise };
-        if header.length <= intake::MAX_LENGTH && self.intake.is_some() {
+        if header.length <= segments::MAX_LENGTH {
             let data = BytesMut::with_capacity(header.length as usize);
             return Ok(Incoming(Way::Small {
                 store: self.clone(),
@@ -155,9 +156,8 @@ impl Incoming {
                 "the shard is here already, with other content: chunks never change",
             )),
             Way::Small { store, header, ticket: Ticket { claim, promise }, data, crc32c } => {
-                let intake = store.intake.as_ref().expect("only a store with an intake takes this way");
                 let offer = Offer { header, data: data.freeze(), crc32c: crc32c[0], promise, claim };
-                let put = tokio::time::timeout(DISK_DEADLINE, intake.put(offer));
+                let put = tokio::time::timeout(DISK_DEADLINE, store.segments.put(offer));
                 match put.await.map_err(|_| disk_hangs())?? {
                     Outcome::Durable => Ok(()),
                     Outcome::Full(Offer { data, crc32c, promise, claim, .. }) => {
@@ -200,11 +200,12 @@ fn write_and_name(
         named.map_err(|error| shared.write_failed("name a shard file", &error))?;
         // Kept open, with its table at hand: finding both on a disk again costs the first reader some reads, one behind
         // the other. When it can't be opened now, that reader opens it.
-        shared.disk.open(&path).ok()
+        shared.disk.open(&path, ReadAhead::Never).ok()
     };
     let directory = shared.disk.sync_directory(&shard_directory(header.key.chunk));
     directory.map_err(|error| shared.sync_failed("make a shard file's name durable", &error))?;
-    shared.add(header.key, header.length, input.map(|input| written.into_readable(input)));
+    let file = input.map(|input| written.into_readable(input));
+    shared.add(header.key, header.length, Kept::File(file));
     Ok(())
 }
 

@@ -1,21 +1,23 @@
 //! The real disk: a directory on a local filesystem.
 //!
-//! Large files are written with direct I/O: on ext4 it makes them durable several times faster than the page cache,
-//! and a stream of writes does not push out what readers use. A filesystem that refuses it gets buffered writes.
+//! Large files and logs are written with direct I/O: it makes them durable faster than the page cache does (on ext4, large
+//! files several times), and a stream of writes does not push out what readers use. A filesystem that refuses it gets
+//! buffered writes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{fdatasync, syncfs};
+use nix::unistd::fdatasync;
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::buffers::{ALIGNMENT, Buffer, Buffers};
-use super::disk::{Disk, Input, Listed, Log, Output, Space};
+use super::disk::{Disk, Input, Listed, Log, Output, ReadAhead, Space};
 
 /// Files from this length on are preallocated and written with direct I/O.
 const DIRECT_FROM: u64 = 256 * 1024;
@@ -23,15 +25,14 @@ const DIRECT_FROM: u64 = 256 * 1024;
 /// A directory on a local filesystem.
 pub struct LocalDisk {
     root: PathBuf,
-    /// For `syncfs`, which reports write errors that happened since this was opened.
-    directory: File,
     buffers: Buffers,
 }
 
 impl LocalDisk {
     /// Opens the directory, which must be there.
     pub fn open(root: &Path, buffers: Buffers) -> io::Result<Self> {
-        Ok(Self { root: root.to_owned(), directory: File::open(root)?, buffers })
+        File::open(root)?;
+        Ok(Self { root: root.to_owned(), buffers })
     }
 }
 
@@ -43,12 +44,7 @@ impl Disk for LocalDisk {
         if length < DIRECT_FROM {
             return Ok(Box::new(BufferedOutput { file: options.open(path)?, offset: 0 }));
         }
-        let direct = options.clone().custom_flags(OFlag::O_DIRECT.bits()).open(&path);
-        let (file, direct) = match direct {
-            Ok(file) => (file, true),
-            Err(error) if error.kind() == ErrorKind::InvalidInput => (options.open(&path)?, false),
-            Err(error) => return Err(error),
-        };
+        let file = open_direct(&options, OFlag::empty(), &path)?;
         match fallocate(&file, FallocateFlags::empty(), 0, length as i64) {
             Ok(()) | Err(nix::Error::EOPNOTSUPP) => {}
             Err(error) => {
@@ -59,45 +55,38 @@ impl Disk for LocalDisk {
             }
         }
         let buffer = self.buffers.take();
-        Ok(Box::new(DirectOutput { file, direct, buffer, filled: 0, offset: 0 }))
+        Ok(Box::new(DirectOutput { file, buffer, filled: 0, offset: 0 }))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Input>> {
+    fn open(&self, path: &Path, ahead: ReadAhead) -> io::Result<Box<dyn Input>> {
         let file = File::open(self.root.join(path))?;
-        // Clients read ahead themselves, and from several nodes in turn: what the kernel would read besides is for nobody.
         // Where a filesystem takes no advice, the file can be read all the same.
-        if let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM) {
+        if ahead == ReadAhead::Never
+            && let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)
+        {
             tracing::debug!(%error, path = %path.display(), "the kernel reads ahead of what is asked for");
         }
         Ok(Box::new(LocalInput { file }))
     }
 
-    fn open_log(&self, path: &Path, length: u64) -> io::Result<(Box<dyn Log>, u64)> {
-        let final_path = self.root.join(path);
-        let open = || OpenOptions::new().read(true).write(true).open(&final_path);
-        let file = match open() {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // Written, not only allocated: turning allocated blocks into written ones would move metadata at each
-                // sync. Under a name of its own until all is durable, so that a log is never half made.
-                let temporary = self.root.join(path.with_extension("new"));
-                let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-                let zeros = vec![0; 256 * 1024];
-                let mut offset = 0;
-                while offset < length {
-                    let part = (length - offset).min(zeros.len() as u64) as usize;
-                    file.write_all_at(&zeros[..part], offset)?;
-                    offset += part as u64;
+    fn open_log(&self, path: &Path) -> io::Result<Box<dyn Log>> {
+        let file = open_direct(OpenOptions::new().write(true), OFlag::O_DSYNC, &self.root.join(path))?;
+        Ok(Box::new(LocalLog { file }))
+    }
+
+    fn free(&self, path: &Path, ranges: &[Range<u64>]) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.root.join(path))?;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for range in ranges {
+            match fallocate(&file, hole, range.start as i64, (range.end - range.start) as i64) {
+                Err(nix::Error::EOPNOTSUPP) => {
+                    let zeros = vec![0; (range.end - range.start) as usize];
+                    file.write_all_at(&zeros, range.start)?;
                 }
-                file.sync_all()?;
-                std::fs::rename(&temporary, &final_path)?;
-                File::open(final_path.parent().unwrap_or(&self.root))?.sync_all()?;
-                open()?
+                result => result?,
             }
-            Err(error) => return Err(error),
-        };
-        let length = file.metadata()?.len();
-        Ok((Box::new(LocalLog { file }), length))
+        }
+        Ok(())
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
@@ -114,10 +103,6 @@ impl Disk for LocalDisk {
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         File::open(self.root.join(path))?.sync_all()
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        Ok(syncfs(&self.directory)?)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Listed>> {
@@ -144,6 +129,27 @@ impl Disk for LocalDisk {
     }
 }
 
+/// Opens for direct I/O, or for buffered where the filesystem refuses that.
+fn open_direct(options: &OpenOptions, flags: OFlag, path: &Path) -> io::Result<File> {
+    let open = |flags: OFlag| options.clone().custom_flags(flags.bits()).open(path);
+    match open(flags | OFlag::O_DIRECT) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => open(flags),
+        result => result,
+    }
+}
+
+/// Writes aligned bytes. Some filesystems accept O_DIRECT and then want another alignment: they get buffered writes.
+fn write_direct(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+    match file.write_all_at(data, offset) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+            fcntl(file, FcntlArg::F_SETFL(flags - OFlag::O_DIRECT))?;
+            file.write_all_at(data, offset)
+        }
+        result => result,
+    }
+}
+
 struct BufferedOutput {
     file: File,
     offset: u64,
@@ -156,10 +162,6 @@ impl Output for BufferedOutput {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn sync(&mut self) -> io::Result<()> {
         Ok(fdatasync(&self.file)?)
     }
@@ -168,8 +170,6 @@ impl Output for BufferedOutput {
 /// Gathers what is appended and writes it in aligned pieces.
 struct DirectOutput {
     file: File,
-    /// Whether the file is open for direct I/O still.
-    direct: bool,
     buffer: Buffer,
     filled: usize,
     /// Where the buffer goes in the file.
@@ -179,15 +179,7 @@ struct DirectOutput {
 impl DirectOutput {
     /// Writes the first `length` bytes of the buffer, a multiple of the alignment.
     fn write(&mut self, length: usize) -> io::Result<()> {
-        match self.file.write_all_at(&self.buffer[..length], self.offset) {
-            Err(error) if error.kind() == ErrorKind::InvalidInput && self.direct => {
-                // Some filesystems accept O_DIRECT and then want another alignment.
-                fcntl(&self.file, FcntlArg::F_SETFL(OFlag::empty()))?;
-                self.direct = false;
-                self.file.write_all_at(&self.buffer[..length], self.offset)
-            }
-            result => result,
-        }
+        write_direct(&self.file, &self.buffer[..length], self.offset)
     }
 }
 
@@ -207,7 +199,7 @@ impl Output for DirectOutput {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn sync(&mut self) -> io::Result<()> {
         if self.filled > 0 {
             let padded = self.filled.next_multiple_of(ALIGNMENT);
             self.buffer[self.filled..padded].fill(0);
@@ -215,11 +207,6 @@ impl Output for DirectOutput {
             // The file ends where its bytes end. What follows would have to be written behind an unaligned end.
             self.file.set_len(self.offset + self.filled as u64)?;
         }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.flush()?;
         Ok(fdatasync(&self.file)?)
     }
 }
@@ -253,16 +240,8 @@ struct LocalLog {
 }
 
 impl Log for LocalLog {
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(fdatasync(&self.file)?)
+    fn write_durably(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        write_direct(&self.file, data, offset)
     }
 }
 
@@ -284,7 +263,7 @@ mod tests {
             output.sync().unwrap();
             drop(output);
             assert!(std::fs::read(directory.path().join(path)).unwrap() == bytes, "length {length}");
-            let input = disk.open(path).unwrap();
+            let input = disk.open(path, ReadAhead::Never).unwrap();
             assert_eq!(input.length().unwrap(), length as u64);
             let end = input.read_at(&mut [0; 2], length as u64 - 1).unwrap_err();
             assert_eq!(end.kind(), ErrorKind::UnexpectedEof);
@@ -296,20 +275,30 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_zeros_at_first_and_keeps_its_length() {
+    fn a_log_is_overwritten_in_place_and_freed_in_parts() {
         let directory = tempfile::tempdir().unwrap();
-        let disk = LocalDisk::open(directory.path(), Buffers::default()).unwrap();
-        let (log, length) = disk.open_log(Path::new("log"), 300_000).unwrap();
-        assert_eq!(length, 300_000);
-        let mut bytes = vec![1; 300_000];
-        log.read_at(&mut bytes, 0).unwrap();
-        assert!(bytes.iter().all(|&byte| byte == 0));
-        log.write_at(b"here", 4096).unwrap();
-        log.sync().unwrap();
-        let (log, length) = disk.open_log(Path::new("log"), 10).unwrap();
-        assert_eq!(length, 300_000, "a log keeps the length that it was made with");
-        log.read_at(&mut bytes[..4], 4096).unwrap();
-        assert_eq!(&bytes[..4], b"here");
+        let buffers = Buffers::default();
+        let disk = LocalDisk::open(directory.path(), buffers.clone()).unwrap();
+        const LENGTH: usize = 1 << 20;
+        std::fs::write(directory.path().join("log"), vec![7; LENGTH]).unwrap();
+        let log = disk.open_log(Path::new("log")).unwrap();
+        let mut page = buffers.take();
+        page[..2 * ALIGNMENT].fill(9);
+        log.write_durably(&page[..2 * ALIGNMENT], 8192).unwrap();
+        // Whatever its memory is: where direct I/O refuses it, it is written all the same.
+        log.write_durably(&[8; 3], 1).unwrap();
+        let blocks = || {
+            std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(directory.path().join("log")).unwrap())
+        };
+        let before = blocks();
+        disk.free(Path::new("log"), &[4096..8192, 12288..LENGTH as u64 - 4096]).unwrap();
+        assert!(blocks() < before / 2, "{} of {before} are left", blocks());
+        let mut expected = vec![7; LENGTH];
+        expected[1..4].fill(8);
+        expected[8192..16384].fill(9);
+        expected[4096..8192].fill(0);
+        expected[12288..LENGTH - 4096].fill(0);
+        assert!(std::fs::read(directory.path().join("log")).unwrap() == expected);
         assert!(disk.space().unwrap().free_bytes > 0);
     }
 }

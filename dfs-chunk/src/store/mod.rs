@@ -5,14 +5,14 @@
 //!   identity.toml        which disk, cluster and node this is (identity.rs)
 //!   lock                 held by the daemon that has the disk
 //!   tmp/                 files being written; cleared at start
-//!   intake/{0,1}.log     small shards that have no file yet (intake/)
+//!   segments/N           small shards, many in a file; N is 8 hex digits (segments/)
 //!   shards/xx/C.I        shard I of chunk C, 16 hex digits; xx is bits 12..20 of C (shard_file.rs)
 //! ```
 //!
-//! A file under its final name is whole: it was durable before it was named, or a log that is replayed before anything
-//! is served still holds it. What is reported as held is in the index; only what is durable enters it.
+//! A file under its final name is whole: it was durable before it was named. A shard in a segment is whole when its record
+//! is. What is reported as held is in the index; only what is durable enters it.
 //!
-//! Arrows: incoming, reading → intake → shard_file, shared → disk. Nothing here knows the network.
+//! Arrows: incoming, reading → segments → shard_file, shared → index, disk. Nothing here knows the network.
 
 mod buffers;
 mod claims;
@@ -20,9 +20,9 @@ pub mod disk;
 pub mod identity;
 mod incoming;
 mod index;
-mod intake;
 mod local_disk;
 mod reading;
+mod segments;
 pub mod shard_file;
 mod shared;
 
@@ -36,7 +36,7 @@ use dfs_proto::{ChunkId, ClusterId, Code, Failure, ShardIndex};
 use self::claims::Claims;
 use self::disk::{Disk, Listed};
 use self::index::Index;
-use self::intake::Intake;
+use self::segments::Segments;
 use self::shard_file::ShardKey;
 use self::shared::{Shared, shard_directory, shard_path};
 
@@ -54,14 +54,14 @@ const SHARD_DIRECTORIES: u64 = 256;
 /// The shards of one disk.
 pub struct Store {
     shared: Arc<Shared>,
-    intake: Option<Intake>,
+    segments: Segments,
     claims: Arc<Claims>,
     buffers: Buffers,
     next_temporary: AtomicU64,
 }
 
 impl Store {
-    /// Clears what a crash left, replays the intake logs, and lists the shards. Blocking, some seconds on a large disk.
+    /// Clears what a crash left, reads the segments, and lists the shard files. Blocking, some seconds on a large disk.
     pub fn start(
         disk: Arc<dyn Disk>,
         cluster: ClusterId,
@@ -85,22 +85,19 @@ impl Store {
             let removed = disk.remove(&Path::new(TEMPORARY).join(&name));
             removed.map_err(|error| failed("remove a temporary file", error))?;
         }
-        let logs = intake::open_logs(&*disk)?;
-        let replayed = match &logs {
-            Some(logs) => intake::replay(&*disk, cluster, logs)?,
-            None => 0,
-        };
-        let (index, damaged) = scan(&*disk)?;
+        let mut index = Index::new(Instant::now());
+        let loaded = segments::load(&*disk, cluster, &mut index)?;
+        let damaged = scan(&*disk, &mut index)?;
         let (shards, bytes) = (index.len(), index.used_bytes());
         let shared = Arc::new(Shared::new(disk, cluster, reserve, index));
         for key in damaged {
             shared.note_corrupt(key, &Failure::new(Code::Corrupt, "the length of its file is impossible"));
         }
-        let intake = logs.map(|logs| Intake::start(shared.clone(), logs)).transpose()?;
+        let segments = Segments::start(shared.clone(), loaded, &buffers)?;
         let elapsed_ms = started.elapsed().as_millis() as u64;
-        tracing::info!(shards, bytes, replayed, elapsed_ms, "the shards are listed");
+        tracing::info!(shards, bytes, elapsed_ms, "the shards are listed");
         let claims = Arc::new(Claims::default());
-        Ok(Arc::new(Self { shared, intake, claims, buffers, next_temporary: AtomicU64::new(0) }))
+        Ok(Arc::new(Self { shared, segments, claims, buffers, next_temporary: AtomicU64::new(0) }))
     }
 
     /// Removes all shards of a chunk; done when none is there. They may come back after a crash.
@@ -109,16 +106,15 @@ impl Store {
         let _names = self.shared.names();
         let keys = self.shared.index().of_chunk(chunk);
         for key in keys {
-            if let Some(intake) = &self.intake {
-                intake.forget(key);
-            }
             self.shared.open_files().pop(&key);
-            match self.shared.disk.remove(&shard_path(key)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(self.shared.write_failed("remove a shard file", &error));
-                }
-                _ => self.shared.index().remove(key),
-            };
+            let held = self.shared.index().get(key);
+            if held.is_some_and(|held| held.place.is_none())
+                && let Err(error) = self.shared.disk.remove(&shard_path(key))
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(self.shared.write_failed("remove a shard file", &error));
+            }
+            self.shared.index().remove(key);
         }
         Ok(())
     }
@@ -163,10 +159,9 @@ impl Store {
     }
 }
 
-/// Every shard file by its name, and those whose length no shard has.
-fn scan(disk: &dyn Disk) -> Result<(Index, Vec<ShardKey>), Failure> {
+/// Enters every shard file by its name in the index. Returns those whose length no shard has.
+fn scan(disk: &dyn Disk, index: &mut Index) -> Result<Vec<ShardKey>, Failure> {
     let now = Instant::now();
-    let mut index = Index::new(now);
     let mut damaged = Vec::new();
     for number in 0..SHARD_DIRECTORIES {
         let directory = shard_directory(ChunkId(number << 12));
@@ -176,16 +171,21 @@ fn scan(disk: &dyn Disk) -> Result<(Index, Vec<ShardKey>), Failure> {
                 tracing::warn!(path = %directory.join(name).display(), "not a shard file: left alone");
                 continue;
             };
-            match shard_file::data_length(length) {
-                Some(length) => index.insert(key, length, age_ms, now),
-                None => {
-                    index.insert(key, 1, age_ms, now);
-                    damaged.push(key);
-                }
+            if index.get(key).is_some() {
+                // Its record, which was found whole, was written because the file is damaged.
+                let removed = disk.remove(&directory.join(name));
+                removed.map_err(|error| {
+                    let what = format!("cannot remove a damaged shard file: {error}");
+                    Failure::new(Code::InputOutput, what)
+                })?;
+                continue;
             }
+            let known = shard_file::data_length(length);
+            index.insert(key, known.unwrap_or(1), None, age_ms, now);
+            damaged.extend(known.is_none().then_some(key));
         }
     }
-    Ok((index, damaged))
+    Ok(damaged)
 }
 
 fn list(disk: &dyn Disk, directory: &Path) -> Result<Vec<Listed>, Failure> {

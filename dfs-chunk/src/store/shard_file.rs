@@ -233,11 +233,6 @@ pub struct WrittenShard {
 }
 
 impl WrittenShard {
-    /// Hands all bytes to the operating system, not waiting for the disk.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
-    }
-
     /// Returns when every byte would survive a power cut.
     pub fn sync(&mut self) -> io::Result<()> {
         self.output.sync()

@@ -1,7 +1,7 @@
 //! What all parts of the store have in common: the disk, the table of shards, the fence, and the space promised to
 //! writes under way.
 //!
-//! Locks, in the order in which they may be taken: `names`, then the intake's state, then `index` or `open_files`.
+//! Locks, in the order in which they may be taken: `names`, then the segments' state, then `index` or `open_files`.
 
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
@@ -15,7 +15,7 @@ use lru::LruCache;
 use tokio::sync::Notify;
 
 use super::disk::{Disk, Space};
-use super::index::Index;
+use super::index::{Index, Place};
 use super::shard_file::{ShardFile, ShardKey};
 
 /// Shard files kept open with their tables (4 KiB each at most).
@@ -46,10 +46,18 @@ impl Reserve {
 /// How much a store holds and may still take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes of shard files plus what is available: on a disk shared with others, this store's share.
+    /// Bytes of shards plus what is available: on a disk shared with others, this store's share.
     pub capacity_bytes: u64,
     /// Free, less the reserve and what is promised to writes under way.
     pub available_bytes: u64,
+}
+
+/// Where a shard that is durable is kept.
+pub(super) enum Kept {
+    /// Under its name, and here is the file if that is open.
+    File(Option<ShardFile>),
+    /// In a segment.
+    Record(Place),
 }
 
 pub(super) struct Shared {
@@ -112,15 +120,30 @@ impl Shared {
         self.open_files.lock().expect("a panic left the table of open files half changed")
     }
 
-    /// Enters a shard that is durable under its name, with its file if that is open.
-    pub(super) fn add(&self, key: ShardKey, length: u32, open: Option<ShardFile>) {
+    /// Enters a shard that is durable.
+    pub(super) fn add(&self, key: ShardKey, length: u32, kept: Kept) {
         // Before the shard is in the index, where a delete finds it: no deleted file stays open.
-        match open {
-            Some(file) => drop(self.open_files().put(key, Arc::new(file))),
-            None => drop(self.open_files().pop(&key)),
+        let place = match kept {
+            Kept::File(Some(file)) => {
+                self.open_files().put(key, Arc::new(file));
+                None
+            }
+            Kept::File(None) => {
+                self.open_files().pop(&key);
+                None
+            }
+            Kept::Record(place) => {
+                self.open_files().pop(&key);
+                Some(place)
+            }
+        };
+        let before = self.index().insert(key, length, place, 0, Instant::now());
+        if place.is_some() && before.is_some_and(|before| before.place.is_none()) {
+            // A damaged file, which the record heals.
+            if let Err(error) = self.disk.remove(&shard_path(key)) {
+                tracing::warn!(%error, chunk = %key.chunk, "a damaged shard file is left until the next start");
+            }
         }
-        let now = Instant::now();
-        self.index().insert(key, length, 0, now);
     }
 
     /// Whether the disk takes writes.

@@ -1,4 +1,5 @@
-use std::os::unix::fs::FileExt;
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -6,6 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_proto::Class;
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 use super::disk::Space;
@@ -14,7 +17,7 @@ use super::shard_file::ShardHeader;
 use super::*;
 
 const CLUSTER: ClusterId = ClusterId([5; 16]);
-/// A disk so small that its intake logs take 1 MiB each: some fifteen of the longest records.
+/// A disk so small that its segments take 1 MiB each: fifteen of the longest records.
 const SMALL_DISK: Space = Space { total_bytes: 64 << 20, free_bytes: 32 << 20 };
 const SMALL: usize = 5000;
 const LARGE: usize = 700_000;
@@ -51,7 +54,7 @@ impl Bench {
         Self { directory, store, faults }
     }
 
-    /// Ends the store without any last work, as a crash does, and starts it again on a disk without faults.
+    /// Ends the store and starts it again on a disk without faults.
     fn restart(self) -> Self {
         let Self { directory, store, .. } = self;
         drop(store);
@@ -105,15 +108,29 @@ impl Bench {
         std::fs::read_dir(self.directory.path().join(TEMPORARY)).unwrap().count()
     }
 
-    /// Puts small shards from `first` on until a log is full and the shard `first` has its file.
-    async fn fill_log(&self, first: u64) -> u64 {
-        let mut next = first;
-        while !self.path(first).exists() {
-            assert!(next < first + 200, "a full log is emptied");
-            self.put(next, BLOCK_SIZE).await.unwrap();
-            next += 1;
+    fn segment(&self, id: u32) -> PathBuf {
+        self.directory.path().join(format!("segments/{id:08x}"))
+    }
+
+    fn segments(&self) -> usize {
+        std::fs::read_dir(self.directory.path().join("segments")).unwrap().count()
+    }
+
+    /// Bytes that all segments take of the disk.
+    fn segment_bytes(&self) -> u64 {
+        let segments = std::fs::read_dir(self.directory.path().join("segments")).unwrap();
+        segments
+            .map(|entry| entry.and_then(|entry| entry.metadata()).map_or(0, |file| file.blocks() * 512))
+            .sum()
+    }
+
+    /// Puts the longest of small shards, each as soon as there is room for it in a segment.
+    async fn put_records(&self, chunks: std::ops::RangeInclusive<u64>) {
+        for chunk in chunks {
+            eventually("there is a segment", || self.store.segments.has_room()).await;
+            self.put(chunk, BLOCK_SIZE).await.unwrap();
+            assert!(!self.path(chunk).exists(), "chunk {chunk} has a file of its own");
         }
-        next
     }
 }
 
@@ -142,7 +159,11 @@ async fn shards_of_all_lengths_are_kept_over_a_restart_and_deleted() {
         assert_eq!(bench.held(), (1..=lengths.len() as u64).collect::<Vec<_>>());
         bench = bench.restart();
     }
-    let used: u64 = lengths.iter().map(|&length| shard_file::file_length(length as u32)).sum();
+    let used = |&length: &usize| match length {
+        ..=BLOCK_SIZE => (128 + length as u64).next_multiple_of(4096),
+        _ => shard_file::file_length(length as u32),
+    };
+    let used: u64 = lengths.iter().map(used).sum();
     assert_eq!(bench.store.shared.index().used_bytes(), used);
     for chunk in 1..=lengths.len() as u64 {
         bench.store.delete(ChunkId(chunk)).unwrap();
@@ -169,20 +190,21 @@ async fn the_same_again_is_accepted_and_anything_else_is_not() {
 }
 
 #[tokio::test]
-async fn small_shards_get_files_and_their_logs_are_used_again() {
+async fn small_shards_fill_one_segment_after_the_other() {
     let bench = Bench::new();
-    let mut next = 1;
-    for _ in 0..3 {
-        next = bench.fill_log(next).await;
-    }
-    for chunk in 1..next {
-        assert!(bench.get(chunk).unwrap() == content(chunk, BLOCK_SIZE), "chunk {chunk}");
-    }
+    bench.put_records(1..=50).await;
+    let read = |bench: &Bench| {
+        for chunk in 1..=50 {
+            assert!(bench.get(chunk).unwrap() == content(chunk, BLOCK_SIZE), "chunk {chunk}");
+        }
+    };
+    read(&bench);
+    assert!(bench.segments() >= 4, "there are fifteen in each");
     let bench = bench.restart();
-    assert_eq!(bench.held(), (1..next).collect::<Vec<_>>());
-    for chunk in 1..next {
-        assert!(bench.get(chunk).unwrap() == content(chunk, BLOCK_SIZE), "chunk {chunk} after a restart");
-    }
+    assert_eq!(bench.held(), (1..=50).collect::<Vec<_>>());
+    read(&bench);
+    bench.put_records(51..=80).await;
+    assert_eq!(bench.restart().held(), (1..=80).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -204,14 +226,115 @@ async fn many_small_shards_at_once_share_a_flush() {
 }
 
 #[tokio::test]
-async fn a_shard_deleted_before_it_has_a_file_gets_none() {
+async fn what_is_deleted_from_segments_is_given_back_to_the_disk() {
     let bench = Bench::new();
+    bench.put_records(1..=50).await;
+    let before = bench.segment_bytes();
+    // Of the first segment all, of the second each other one.
+    let deleted = |chunk: u64| chunk <= 15 || (chunk <= 30 && chunk.is_multiple_of(2));
+    for chunk in (1..=50).filter(|&chunk| deleted(chunk)) {
+        bench.store.delete(ChunkId(chunk)).unwrap();
+    }
+    let left = before - 22 * (BLOCK_SIZE as u64 + 4096);
+    eventually("the space is free", || bench.segment_bytes() <= left).await;
+    assert!(!bench.segment(0).exists());
+    let kept: Vec<u64> = (1..=50).filter(|&chunk| !deleted(chunk)).collect();
+    for bench in [bench.restart().restart()] {
+        assert_eq!(bench.held(), kept);
+        for &chunk in &kept {
+            assert!(bench.get(chunk).unwrap() == content(chunk, BLOCK_SIZE), "chunk {chunk}");
+        }
+        for &chunk in &kept {
+            bench.store.delete(ChunkId(chunk)).unwrap();
+        }
+        eventually("only the spare is left", || bench.segments() == 1).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_deleted_does_not_come_back_with_the_next_start() {
+    let bench = Bench::new();
+    for chunk in 1..=5 {
+        bench.put(chunk, SMALL).await.unwrap();
+    }
+    bench.store.delete(ChunkId(3)).unwrap();
+    let bench = bench.restart();
+    assert_eq!(bench.held(), [1, 2, 4, 5]);
+    let spare = 1 << 20;
+    eventually("what was never written is free", || bench.segment_bytes() <= 4096 + 4 * 8192 + spare).await;
+}
+
+#[tokio::test]
+async fn a_disk_too_small_for_segments_gets_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let tiny = Space { total_bytes: 32 << 20, ..SMALL_DISK };
+    let (store, faults) =
+        start(directory.path(), |faults| *faults.space.lock().unwrap() = Some(tiny)).unwrap();
+    let bench = Bench { directory, store, faults };
     bench.put(1, SMALL).await.unwrap();
-    bench.store.delete(ChunkId(1)).unwrap();
-    let next = bench.fill_log(2).await;
-    eventually("the log is empty", || bench.path(next - 10).exists()).await;
+    assert!(bench.get(1).unwrap() == content(1, SMALL));
+    assert!(bench.path(1).exists() && bench.segments() == 0);
+    // A damaged file is healed by a record.
+    let bench = bench.restart();
+    let whole = std::fs::read(bench.path(1)).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(bench.path(1)).unwrap();
+    file.write_all_at(&[0xff; 4], 5000).unwrap();
+    assert_eq!(bench.get(1).unwrap_err().code, Code::Corrupt);
+    bench.put(1, SMALL).await.unwrap();
+    assert!(bench.get(1).unwrap() == content(1, SMALL));
     assert!(!bench.path(1).exists());
-    assert_eq!(bench.get(1).unwrap_err().code, Code::NotFound);
+    // A crash before the file was gone leaves both.
+    std::fs::write(bench.path(1), whole).unwrap();
+    let bench = bench.restart();
+    assert_eq!((bench.held(), bench.path(1).exists()), (vec![1], false));
+    assert!(bench.get(1).unwrap() == content(1, SMALL));
+}
+
+/// Puts, deletions, readings and restarts at random, compared with what should be there.
+#[tokio::test]
+async fn random_operations_leave_what_they_should() {
+    let seed = std::env::var("DFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut bench = Bench::new();
+    let mut expected = BTreeMap::new();
+    let mut next = 1;
+    for _ in 0..600 {
+        let some = |expected: &BTreeMap<u64, usize>, random: &mut StdRng| {
+            expected
+                .iter()
+                .nth(random.random_range(0..expected.len().max(1)))
+                .map(|(&chunk, &length)| (chunk, length))
+        };
+        match random.random_range(0..100) {
+            0..50 => {
+                let length = random.random_range(1..=BLOCK_SIZE + 2000);
+                bench.put(next, length).await.unwrap();
+                expected.insert(next, length);
+                next += 1;
+            }
+            50..75 => {
+                if let Some((chunk, _)) = some(&expected, &mut random) {
+                    bench.store.delete(ChunkId(chunk)).unwrap();
+                    expected.remove(&chunk);
+                }
+            }
+            75..98 => {
+                if let Some((chunk, length)) = some(&expected, &mut random) {
+                    assert!(
+                        bench.get(chunk).unwrap() == content(chunk, length),
+                        "chunk {chunk}, seed {seed}"
+                    );
+                }
+            }
+            _ => bench = bench.restart(),
+        }
+    }
+    let bench = bench.restart();
+    assert_eq!(bench.held(), expected.keys().copied().collect::<Vec<_>>(), "seed {seed}");
+    for (chunk, length) in expected {
+        assert!(bench.get(chunk).unwrap() == content(chunk, length), "chunk {chunk}, seed {seed}");
+    }
 }
 
 #[tokio::test]
@@ -220,7 +343,7 @@ async fn a_torn_record_is_not_held_and_hides_none_behind_it() {
     for chunk in 1..=3 {
         bench.put(chunk, SMALL).await.unwrap();
     }
-    let log = bench.directory.path().join("intake/0.log");
+    let log = bench.segment(0);
     let Bench { directory, store, .. } = bench;
     drop(store);
     // The second record's data: the header, one record of two pages, a record's header.
@@ -233,12 +356,12 @@ async fn a_torn_record_is_not_held_and_hides_none_behind_it() {
 }
 
 #[tokio::test]
-async fn a_log_without_its_header_is_still_replayed() {
+async fn a_segment_without_its_header_is_still_read() {
     let bench = Bench::new();
     for chunk in 1..=3 {
         bench.put(chunk, SMALL).await.unwrap();
     }
-    let log = bench.directory.path().join("intake/0.log");
+    let log = bench.segment(0);
     let Bench { directory, store, .. } = bench;
     drop(store);
     let file = std::fs::OpenOptions::new().write(true).open(log).unwrap();
@@ -249,10 +372,10 @@ async fn a_log_without_its_header_is_still_replayed() {
 }
 
 #[tokio::test]
-async fn logs_of_others_are_refused() {
+async fn segments_of_others_are_refused() {
     let bench = Bench::new();
     bench.put(1, SMALL).await.unwrap();
-    let log = bench.directory.path().join("intake/0.log");
+    let log = bench.segment(0);
     let Bench { directory, store, .. } = bench;
     drop(store);
     let disk = Arc::new(FaultyDisk::new(directory.path()));
@@ -282,13 +405,13 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn small_shards_wait_in_the_log_while_the_disk_is_full() {
+async fn small_shards_fill_the_segment_that_is_there_while_the_disk_is_full() {
     let bench = Bench::new();
     *bench.faults.room.lock().unwrap() = Some(100_000);
     let mut held = Vec::new();
-    // Two logs are full, then the plain way finds no room either.
+    // The segment is full and no other can be made, then the plain way finds no room either.
     for chunk in 1.. {
-        assert!(chunk < 100, "the logs are bounded");
+        assert!(chunk < 100, "a segment is bounded");
         match bench.put(chunk, BLOCK_SIZE).await {
             Ok(()) => held.push(chunk),
             Err(failure) => {
@@ -297,7 +420,7 @@ async fn small_shards_wait_in_the_log_while_the_disk_is_full() {
             }
         }
     }
-    assert!(held.len() > 20 && !bench.store.is_fenced());
+    assert!(held.len() >= 15 && !bench.store.is_fenced());
     for &chunk in &held {
         assert!(bench.get(chunk).unwrap() == content(chunk, BLOCK_SIZE));
     }
@@ -350,10 +473,10 @@ async fn a_name_that_is_not_durable_is_not_acknowledged() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_log_ends_all_writing() {
+async fn an_error_of_a_segment_ends_all_writing() {
     let bench = Bench::new();
     bench.put(1, SMALL).await.unwrap();
-    bench.faults.log_sync_fails.store(true, Relaxed);
+    bench.faults.log_fails.store(true, Relaxed);
     assert_eq!(bench.put(2, SMALL).await.unwrap_err().code, Code::InputOutput);
     assert!(bench.store.is_fenced());
     assert!(bench.get(1).unwrap() == content(1, SMALL));
@@ -361,28 +484,40 @@ async fn an_error_of_the_log_ends_all_writing() {
 }
 
 #[tokio::test]
-async fn logs_are_kept_until_the_files_are_durable() {
+async fn a_segment_that_cannot_be_tidied_is_still_read() {
     let bench = Bench::new();
-    bench.faults.sync_all_fails.store(true, Relaxed);
-    let mut chunk = 0;
-    while !bench.store.is_fenced() {
-        chunk += 1;
-        assert!(chunk < 100, "a failed sync fences");
-        if bench.put(chunk, BLOCK_SIZE).await.is_err() {
-            break;
-        }
-    }
+    bench.put_records(1..=20).await;
+    bench.faults.free_fails.store(true, Relaxed);
+    bench.store.delete(ChunkId(1)).unwrap();
     eventually("the fence is up", || bench.store.is_fenced()).await;
-    let held = bench.held();
-    // A power cut takes every file that was never durable.
-    for &chunk in &held {
-        let _ = std::fs::write(bench.path(chunk), b"torn");
-    }
-    let bench = bench.restart();
-    assert_eq!(bench.held(), held);
-    for &chunk in &held {
+    for chunk in 2..=20 {
         assert!(bench.get(chunk).unwrap() == content(chunk, BLOCK_SIZE));
     }
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_told_and_healed_by_a_new_copy() {
+    let bench = Bench::new();
+    for chunk in 1..=3 {
+        bench.put(chunk, SMALL).await.unwrap();
+    }
+    let file = std::fs::OpenOptions::new().write(true).open(bench.segment(0)).unwrap();
+    let record = |number: u64| 4096 + number * 8192;
+    for (chunk, at) in [(1, record(0) + 20), (2, record(1) + 128), (3, record(2) + 128 + SMALL as u64 - 1)] {
+        assert!(bench.get(chunk).is_ok());
+        file.write_all_at(&[0xff], at).unwrap();
+        assert_eq!(bench.get(chunk).unwrap_err().code, Code::Corrupt, "a byte at {at}");
+    }
+    assert_eq!(bench.store.corrupt(), [ChunkId(1), ChunkId(2), ChunkId(3)]);
+    assert!(bench.held().is_empty());
+    for chunk in 1..=3 {
+        bench.put(chunk, SMALL).await.unwrap();
+        assert!(bench.get(chunk).unwrap() == content(chunk, SMALL));
+    }
+    let bench = bench.restart();
+    assert_eq!(bench.held(), [1, 2, 3]);
+    bench.faults.read_fails.store(true, Relaxed);
+    assert_eq!(bench.get(1).unwrap_err().code, Code::InputOutput);
 }
 
 #[tokio::test]

@@ -15,10 +15,6 @@ impl Output for Memory {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
     }
