@@ -2,7 +2,8 @@
 //! (`dfs_proto::local`). It saves two sockets and most copies of the bytes, and goes on when the daemon is busy or gone.
 //!
 //! This is a shorter way to the same bytes, never the only one: whatever is wrong with it, the daemon is asked through
-//! the network, and that answer counts.
+//! the network, and that answer counts. Files are kept open while they are used, but not after their daemon deleted them:
+//! the disk's space would stay taken.
 
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
@@ -10,7 +11,8 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::limits::BLOCK_SIZE;
@@ -27,9 +29,14 @@ use nix::unistd::geteuid;
 use rustix::buffer::spare_capacity;
 use rustix::io::ReadWriteFlags;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Files kept open.
 const MAX_OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// How often they are looked through for those to close: what was deleted,
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// and what nobody has read for so long.
+const MAX_IDLE: Duration = Duration::from_secs(60);
 /// A shard of one block is as quickly read through the network as its file is asked for, and has none at first.
 const MIN_SHARD_LENGTH: u64 = BLOCK_SIZE as u64 + 1;
 /// The longest read that is tried on the thread that asks, where the bytes are in memory.
@@ -52,11 +59,24 @@ pub(super) struct ShardName {
 /// The files that daemons of this machine handed over.
 pub(super) struct LocalShards {
     cluster: ClusterId,
-    open: Mutex<LruCache<ShardName, Arc<LocalShard>>>,
+    open: Mutex<OpenFiles>,
     reads: Arc<Semaphore>,
 }
 
-/// One of them.
+/// Those that are open.
+struct OpenFiles {
+    shards: LruCache<ShardName, OpenFile>,
+    /// A sweeper looks after them.
+    swept: bool,
+}
+
+/// One of them, and when it was used last.
+struct OpenFile {
+    shard: Arc<LocalShard>,
+    used: Instant,
+}
+
+/// A shard's file, closed with its last reader.
 struct LocalShard {
     file: File,
     place: ShardPlace,
@@ -64,8 +84,8 @@ struct LocalShard {
 
 impl LocalShards {
     pub(super) fn new(cluster: ClusterId) -> Self {
-        let reads = Arc::new(Semaphore::new(MAX_READS));
-        Self { cluster, open: Mutex::new(LruCache::new(MAX_OPEN_FILES)), reads }
+        let open = OpenFiles { shards: LruCache::new(MAX_OPEN_FILES), swept: false };
+        Self { cluster, open: Mutex::new(open), reads: Arc::new(Semaphore::new(MAX_READS)) }
     }
 
     /// A range of a shard that is `shard_length` bytes long, verified; `offset` and `length` are of whole blocks, but for
@@ -80,7 +100,7 @@ impl LocalShards {
         if shard_length < MIN_SHARD_LENGTH {
             return None;
         }
-        let shard = self.open_files().get(&name).cloned();
+        let shard = self.get(&name);
         if length <= MAX_AT_ONCE
             && let Some(data) =
                 shard.as_ref().and_then(|shard| shard.read(offset, length, ReadWriteFlags::NOWAIT).ok())
@@ -97,7 +117,7 @@ impl LocalShards {
             };
             let read = shard.read(offset, length, ReadWriteFlags::empty());
             if read.is_err() {
-                this.open_files().pop(&name);
+                this.open_files().shards.pop(&name);
             }
             read
         });
@@ -110,8 +130,8 @@ impl LocalShards {
         }
     }
 
-    /// Asks for a file. Blocking, within bounds.
-    fn open(&self, name: ShardName, length: u64) -> io::Result<Arc<LocalShard>> {
+    /// Asks for a file, and keeps it open. Blocking, within bounds; within the runtime.
+    fn open(self: &Arc<Self>, name: ShardName, length: u64) -> io::Result<Arc<LocalShard>> {
         let door = knock(self.cluster, name.node, PATIENCE_MS)?;
         let request = local::encode_request(ChunkId(name.chunk), ShardIndex(name.index));
         send(door.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
@@ -132,14 +152,58 @@ impl LocalShards {
         match (place, file) {
             (Some(place), Some(file)) if u64::from(place.length) == length => {
                 let shard = Arc::new(LocalShard { file, place });
-                self.open_files().put(name, shard.clone());
+                self.keep(name, shard.clone());
                 Ok(shard)
             }
             _ => Err(io::Error::from(io::ErrorKind::NotFound)),
         }
     }
 
-    fn open_files(&self) -> MutexGuard<'_, LruCache<ShardName, Arc<LocalShard>>> {
+    /// The file, if it is open; it counts as used now.
+    fn get(&self, name: &ShardName) -> Option<Arc<LocalShard>> {
+        let mut open = self.open_files();
+        let file = open.shards.get_mut(name)?;
+        file.used = Instant::now();
+        Some(file.shard.clone())
+    }
+
+    /// Keeps a file open, in the place of the one that was used least recently.
+    fn keep(self: &Arc<Self>, name: ShardName, shard: Arc<LocalShard>) {
+        let displaced = {
+            let mut open = self.open_files();
+            if !std::mem::replace(&mut open.swept, true) {
+                tokio::spawn(sweeper(Arc::downgrade(self)));
+            }
+            open.shards.push(name, OpenFile { shard, used: Instant::now() })
+        };
+        // Closing may take a while: nobody waits for the lock meanwhile.
+        drop(displaced);
+    }
+
+    /// Closes the files that have no name any more, and those that nobody has used for long; whether any is left. Blocking:
+    /// the last close of a deleted file frees its blocks.
+    fn sweep(&self) -> bool {
+        let files: Vec<_> =
+            self.open_files().shards.iter().map(|(name, open)| (*name, open.shard.clone())).collect();
+        for (name, shard) in files {
+            // Asked without the lock, since a disk may hang; for the same reason the lock is released before `shard`.
+            let is_named = shard.file.metadata().is_ok_and(|file| file.nlink() > 0);
+            let mut open = self.open_files();
+            let is_let_go = open.shards.peek(&name).is_some_and(|file| {
+                // What is being read waits for the next sweep, so that no reader has to close it.
+                let is_unread = Arc::ptr_eq(&file.shard, &shard) && Arc::strong_count(&shard) == 2;
+                is_unread && (!is_named || file.used.elapsed() >= MAX_IDLE)
+            });
+            if is_let_go {
+                open.shards.pop(&name);
+            }
+        }
+        let mut open = self.open_files();
+        open.swept = !open.shards.is_empty();
+        open.swept
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, OpenFiles> {
         self.open.lock().expect("nothing panics while it holds the open files")
     }
 }
@@ -162,6 +226,18 @@ impl LocalShard {
         match good {
             true => Ok(data.into()),
             false => Err(io::Error::new(io::ErrorKind::InvalidData, "a corrupt block")),
+        }
+    }
+}
+
+/// Sweeps the open files until there are none.
+async fn sweeper(shards: Weak<LocalShards>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(shards) = shards.upgrade() else { return };
+        let sweep = tokio::task::spawn_blocking(move || shards.sweep());
+        if !sweep.await.unwrap_or(false) {
+            return;
         }
     }
 }
@@ -206,126 +282,4 @@ fn knock(cluster: ClusterId, node: u64, patience_ms: i64) -> io::Result<OwnedFd>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{IoSlice, Write};
-    use std::time::{Duration, Instant};
-
-    use nix::sys::socket::{
-        Backlog, ControlMessage, Shutdown, accept, bind, listen, recv, sendmsg, shutdown,
-    };
-
-    use super::*;
-
-    const CLUSTER: ClusterId = ClusterId([8; 16]);
-    const DATA_AT: u32 = 100;
-
-    /// A door that hands one file to everybody who asks, with what it says of it.
-    struct Door(OwnedFd, Option<std::thread::JoinHandle<usize>>);
-
-    impl Door {
-        fn open(node: u64, file: File, place: ShardPlace) -> Self {
-            let listener =
-                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-            let name = local::door_name(CLUSTER, NodeId(node));
-            bind(listener.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).unwrap()).unwrap();
-            listen(&listener, Backlog::new(8).unwrap()).unwrap();
-            let listening = listener.as_raw_fd();
-            let thread = std::thread::spawn(move || {
-                let mut handed = 0;
-                while let Ok(client) = accept(listening) {
-                    // SAFETY: accept has just made it.
-                    let client = unsafe { OwnedFd::from_raw_fd(client) };
-                    let mut request = [0; 64];
-                    // Who only looks whether the door is there says nothing.
-                    let Ok(local::REQUEST_LENGTH) = recv(client.as_raw_fd(), &mut request, MsgFlags::empty())
-                    else {
-                        continue;
-                    };
-                    let answer = local::encode_answer(Some((place.offset, place.length, &place.table)));
-                    let (answer, rights) = ([IoSlice::new(&answer)], [file.as_raw_fd()]);
-                    let rights = [ControlMessage::ScmRights(&rights)];
-                    sendmsg::<()>(client.as_raw_fd(), &answer, &rights, MsgFlags::empty(), None).unwrap();
-                    handed += 1;
-                }
-                handed
-            });
-            Self(listener, Some(thread))
-        }
-
-        /// How often it handed the file over.
-        fn close(mut self) -> usize {
-            shutdown(self.0.as_raw_fd(), Shutdown::Both).unwrap();
-            self.1.take().unwrap().join().unwrap()
-        }
-    }
-
-    fn shard(data: &[u8]) -> (File, ShardPlace) {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[7; DATA_AT as usize]).unwrap();
-        file.write_all(data).unwrap();
-        let table = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
-        (file, ShardPlace { offset: DATA_AT, length: data.len() as u32, table })
-    }
-
-    #[tokio::test]
-    async fn ranges_are_read_from_one_file_and_verified() {
-        let data: Vec<u8> = (0..5 * BLOCK_SIZE + 77).map(|i| (i * 13 % 255) as u8).collect();
-        let (file, place) = shard(&data);
-        let door = Door::open(1, file.try_clone().unwrap(), place);
-        assert!(is_here(CLUSTER, 1) && !is_here(CLUSTER, 4));
-        let shards = Arc::new(LocalShards::new(CLUSTER));
-        let name = ShardName { node: 1, chunk: 5, index: 2 };
-        let length = data.len() as u64;
-        let read = async |from: usize, to: usize| {
-            shards
-                .read(name, length, from as u64, (to - from) as u64)
-                .await
-                .map(|read| read == data[from..to])
-        };
-        for (from, to) in [(0, 1), (1, 3), (0, 5), (4, 6), (5, 6), (0, 6)] {
-            let (from, to) = (from * BLOCK_SIZE, (to * BLOCK_SIZE).min(data.len()));
-            assert_eq!(read(from, to).await, Some(true), "{from}..{to}");
-        }
-        // A block that goes bad is not returned; the others are, as soon as the file is asked for again.
-        std::os::unix::fs::FileExt::write_all_at(&file, b"bad", u64::from(DATA_AT) + 2 * BLOCK_SIZE as u64)
-            .unwrap();
-        assert_eq!(read(BLOCK_SIZE, 3 * BLOCK_SIZE).await, None);
-        assert_eq!(read(0, BLOCK_SIZE).await, Some(true));
-        file.set_len(u64::from(DATA_AT) + BLOCK_SIZE as u64).unwrap();
-        assert_eq!(read(4 * BLOCK_SIZE, 5 * BLOCK_SIZE).await, None, "the file is too short");
-        assert_eq!(read(0, BLOCK_SIZE).await, Some(true));
-        // Another length than the plan tells, and a shard of one block: not this way.
-        let other = ShardName { chunk: 6, ..name };
-        assert_eq!(shards.read(other, length + 1, 0, BLOCK_SIZE as u64).await, None);
-        assert_eq!(shards.read(other, BLOCK_SIZE as u64, 0, BLOCK_SIZE as u64).await, None);
-        assert_eq!(door.close(), 4, "once, once after each that was bad, and once in vain");
-        let gone = ShardName { chunk: 7, ..name };
-        assert_eq!(shards.read(gone, length, 0, BLOCK_SIZE as u64).await, None);
-        assert_eq!(read(0, BLOCK_SIZE).await, Some(true), "what is open is read without its daemon");
-    }
-
-    #[tokio::test]
-    async fn a_daemon_that_does_not_answer_is_not_waited_for() {
-        let listener =
-            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        let name = local::door_name(CLUSTER, NodeId(9));
-        bind(listener.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).unwrap()).unwrap();
-        listen(&listener, Backlog::new(1).unwrap()).unwrap();
-        let shards = Arc::new(LocalShards::new(CLUSTER));
-        let started = Instant::now();
-        // More than there are threads for, or room before the door.
-        const EXCESS: usize = 8;
-        let reads = (0..(MAX_READS + EXCESS) as u64).map(|chunk| {
-            let (shards, name) = (shards.clone(), ShardName { node: 9, chunk, index: 0 });
-            async move {
-                assert_eq!(shards.read(name, 1 << 20, 0, 1 << 20).await, None);
-                started.elapsed()
-            }
-        });
-        let ended = futures::future::join_all(reads).await;
-        let at_once = |after: &&Duration| **after < Duration::from_millis(PATIENCE_MS as u64) / 2;
-        assert!(ended.iter().filter(at_once).count() >= EXCESS, "{ended:?}");
-        is_here(CLUSTER, 9);
-        assert!(started.elapsed() < 3 * Duration::from_millis(PATIENCE_MS as u64), "{:?}", started.elapsed());
-    }
-}
+mod tests;

@@ -2,9 +2,11 @@
 //! [`MetaCalls`](crate::session::MetaCalls). Both can be told to fail in the ways that real ones do, and both check what
 //! they are told: the server refuses to seal a chunk that is not durable as it is said to be.
 
+mod door;
 mod meta;
 mod nodes;
 
+pub(crate) use door::{DATA_AT, LocalDoor, listen_for, shard_file, unused_node};
 pub(crate) use meta::FakeMeta;
 pub(crate) use nodes::{FakeNode, Fault};
 
