@@ -255,7 +255,15 @@ fn verify(data: &Bytes, sums: &[u32], length: u64) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use dfs_proto::{Class, Labels};
+    use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+    use tempfile::NamedTempFile;
+
     use super::*;
+    use crate::chunk::PackedChunk;
+    use crate::testing::{CLUSTER, Fault, LocalDoor, cluster_of, shard_file, unused_node};
 
     #[test]
     fn only_whole_and_verified_blocks_are_taken() {
@@ -270,5 +278,46 @@ mod tests {
         let mut bad = data.to_vec();
         bad[BLOCK_SIZE + 3] ^= 1;
         assert_eq!(take(&Bytes::from(bad), &sums, data.len()).unwrap_err(), "a corrupt block");
+    }
+
+    /// While the first is held, every read of the second waits: the kernel asks for a permission that nobody gives.
+    fn hold_reads(file: &NamedTempFile) -> (Fanotify, File) {
+        let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC;
+        let held = Fanotify::init(flags, EventFFlags::O_RDONLY).expect("run as root: this test holds reads");
+        held.mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_ACCESS_PERM, file, None::<&str>).unwrap();
+        // Of what was open before, newer kernels do not ask.
+        (held, file.reopen().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_makes_its_node_suspect_and_the_daemon_is_asked() {
+        /// What the daemon takes for its answer, so that the node is seen to be suspect meanwhile.
+        const ANSWER_AFTER: Duration = Duration::from_secs(1);
+        let (meta, nodes) = cluster_of([unused_node()]);
+        let node = &nodes[0];
+        // Longer than what is tried on the thread that asks: it would be held, too.
+        let data: Bytes = (0..4 * BLOCK_SIZE).map(|i| (i / 7) as u8).collect();
+        let (file, place) = shard_file(&data);
+        let (_held, file) = hold_reads(&file);
+        let door = LocalDoor::open(node.id, &file, place);
+        let io = ChunkIo::new(meta, CLUSTER, Labels::default());
+        let shards = vec![ShardPlan { index: 0, node: Some(node.place()) }];
+        let class: Class = "replicated:1".parse().unwrap();
+        let plan = ChunkPlan { chunk: 1, length: data.len() as u64, class: class.to_string(), shards };
+        io.put(&PackedChunk::new(vec![data.clone()]), &plan, class).await.unwrap();
+        node.break_with(Fault::Slow(ANSWER_AFTER));
+        let started = Instant::now();
+        let mut read = std::pin::pin!(io.read(&plan, 0..4));
+        while io.suspects().is_empty() {
+            assert!(started.elapsed() < STALL_TIMEOUT + ANSWER_AFTER, "nobody is suspect");
+            let wait = tokio::time::timeout(Duration::from_millis(10), &mut read);
+            assert!(wait.await.is_err(), "read before the node is suspect, after {:?}", started.elapsed());
+        }
+        assert!(started.elapsed() >= STALL_TIMEOUT, "suspect after {:?}", started.elapsed());
+        assert_eq!(io.suspects(), [node.id]);
+        assert_eq!((door.close(), node.take_counts().1), (1, 0), "so far only the file was asked for");
+        assert!(read.await.unwrap() == data);
+        assert_eq!(node.take_counts().1, 4, "the daemon was asked for all of it");
+        assert!(started.elapsed() < STALL_TIMEOUT + 2 * ANSWER_AFTER, "{:?}", started.elapsed());
     }
 }

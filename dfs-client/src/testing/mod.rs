@@ -19,6 +19,11 @@ pub(crate) const CLUSTER: ClusterId = ClusterId(*b"cluster of tests");
 
 /// Starts `count` nodes, numbered from 1, and a metadata server that knows them.
 pub(crate) fn cluster(count: u64) -> (Arc<FakeMeta>, Vec<Arc<FakeNode>>) {
-    let nodes: Vec<_> = (1..=count).map(FakeNode::start).collect();
+    cluster_of(1..=count)
+}
+
+/// The same with these numbers.
+pub(crate) fn cluster_of(nodes: impl IntoIterator<Item = u64>) -> (Arc<FakeMeta>, Vec<Arc<FakeNode>>) {
+    let nodes: Vec<_> = nodes.into_iter().map(FakeNode::start).collect();
     (Arc::new(FakeMeta::new(nodes.clone())), nodes)
 }
