@@ -14,7 +14,7 @@ use clap::Parser;
 use dfs_meta::machine::{End, Handle, Machine, startup};
 use dfs_meta::ops::Settings;
 use dfs_meta::store::Store;
-use dfs_meta::store::sled::SledStore;
+use dfs_meta::store::embedded::EmbeddedStore;
 use dfs_meta::store::space::Space;
 use dfs_proto::meta::{Create, GetAttr, Lookup, OpenSession, Request, SessionOpened, reply, request};
 use dfs_proto::{Class, ClusterId, FileKind, PROTOCOL_VERSION, Timestamp, limits};
@@ -104,7 +104,7 @@ async fn main() {
 impl Rig {
     async fn open(directory: &std::path::Path, cache_bytes: u64) -> Self {
         let store: Arc<dyn Store> =
-            Arc::new(SledStore::open(directory, cache_bytes).expect("open the store"));
+            Arc::new(EmbeddedStore::open(directory, cache_bytes).expect("open the store"));
         let mut settings = Settings::default();
         let cluster = ClusterId([1; 16]);
         let live = startup::prepare(&*store, &mut settings, cluster, Class::default(), Timestamp::now())

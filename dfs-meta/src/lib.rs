@@ -15,7 +15,7 @@
 //! - `store`    the ordered key–value store, its keys and its records, space set aside on its disk
 //!
 //! Invariants: an operation reads no clock, draws no randomness and does no I/O but through its transaction; no reply
-//! leaves before what it says is durable; only `store/keys.rs` encodes keys and only `store/sled.rs` names sled.
+//! leaves before what it says is durable; only `store/keys.rs` encodes keys and only `store/embedded/tree.rs` names sled.
 
 pub mod background;
 pub mod cluster;

@@ -15,7 +15,7 @@ use dfs_meta::machine::{End, Machine, startup};
 use dfs_meta::service::{self, Service};
 use dfs_meta::status::StatusBoard;
 use dfs_meta::store::Store;
-use dfs_meta::store::sled::SledStore;
+use dfs_meta::store::embedded::EmbeddedStore;
 use dfs_meta::store::space::Space;
 use dfs_proto::{ClusterId, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
@@ -67,7 +67,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.data).with_context(|| format!("making {}", config.data.display()))?;
     let reserve = config.reserve_on_disk()?;
     let store: Arc<dyn Store> = Arc::new(
-        SledStore::open_within(&config.data, config.cache_bytes, reserve).context("opening the store")?,
+        EmbeddedStore::open_within(&config.data, config.cache_bytes, reserve).context("opening the store")?,
     );
     let mut settings = config.settings();
     let fresh = ClusterId(*uuid::Uuid::new_v4().as_bytes());

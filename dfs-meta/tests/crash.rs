@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use dfs_meta::store::sled::SledStore;
+use dfs_meta::store::embedded::EmbeddedStore;
 use dfs_meta::store::{Batch, Store};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -37,7 +37,7 @@ fn batch(seed: u64, number: u64) -> Batch {
     batch
 }
 
-fn last(store: &SledStore) -> u64 {
+fn last(store: &EmbeddedStore) -> u64 {
     let value = store.get(b"last").expect("read the last number");
     value.map_or(0, |value| u64::from_be_bytes(value.try_into().expect("eight bytes")))
 }
@@ -45,7 +45,7 @@ fn last(store: &SledStore) -> u64 {
 fn commit_until_killed(arguments: &str) {
     let (seed, directory) = arguments.split_once(' ').expect("a seed and a directory");
     let seed = seed.parse().expect("the seed is a number");
-    let store = SledStore::open(Path::new(directory), CACHE).expect("open the store");
+    let store = EmbeddedStore::open(Path::new(directory), CACHE).expect("open the store");
     let mut out = std::io::stdout();
     for number in last(&store) + 1.. {
         store.commit(&batch(seed, number), &mut || ()).expect("commit");
@@ -62,7 +62,7 @@ fn kill_and_compare() {
     let mut compared = 0;
     for round in 0..ROUNDS {
         let acknowledged = run_child(seed, directory.path(), random.random_range(5..400)).max(compared);
-        let store = SledStore::open(directory.path(), CACHE).expect("open the store after kill -9");
+        let store = EmbeddedStore::open(directory.path(), CACHE).expect("open the store after kill -9");
         let last = last(&store);
         assert!(
             (acknowledged..=acknowledged + 1).contains(&last),

@@ -14,8 +14,8 @@ pub(crate) use cluster::{CAPACITY, answer};
 
 use super::*;
 use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
 use crate::store::memory::MemoryStore;
-use crate::store::sled::SledStore;
 use dfs_proto::Class;
 
 /// State for tests.
@@ -31,7 +31,7 @@ pub(crate) struct Bench {
 pub(crate) fn on_every_store(test: impl Fn(&mut Bench)) {
     test(&mut Bench::new());
     let directory = tempfile::tempdir().expect("make a temporary directory");
-    let store = SledStore::open(directory.path(), 1 << 20).expect("open a fresh store");
+    let store = EmbeddedStore::open(directory.path(), 1 << 20).expect("open a fresh store");
     test(&mut Bench::over(Box::new(store)));
 }
 

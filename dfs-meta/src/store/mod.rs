@@ -4,11 +4,10 @@
 //! Guarantees asked of every engine: `commit` is atomic, and durable when it says so; reads see all commits that have
 //! returned; all methods may be called from several threads (commits come from one).
 
-mod journal;
+pub mod embedded;
 pub mod keys;
 pub mod memory;
 pub mod records;
-pub mod sled;
 pub mod space;
 #[cfg(test)]
 mod tests;

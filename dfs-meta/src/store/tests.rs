@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::embedded::EmbeddedStore;
 use super::memory::MemoryStore;
-use super::sled::SledStore;
 use super::*;
 
 /// Runs a test over a fresh store of each engine; `reopen` closes a store and opens it again, where it can be.
 fn on_every_engine(test: impl Fn(Box<dyn Store>, &dyn Fn(Box<dyn Store>) -> Box<dyn Store>)) {
     test(Box::new(MemoryStore::default()), &|store| store);
     let directory = tempfile::tempdir().unwrap();
-    let open = || Box::new(SledStore::open(directory.path(), 1 << 20).unwrap());
+    let open = || Box::new(EmbeddedStore::open(directory.path(), 1 << 20).unwrap());
     test(open(), &|store| {
         drop(store);
         open()

@@ -1,44 +1,69 @@
-//! A write-ahead log before the embedded engine: one file of fixed size, written in full once, so that making a batch
-//! durable is one write and one fdatasync(2) that touches no other metadata of the filesystem.
+//! A write-ahead log before the tree: one file of fixed size, written in full once, so that making a batch durable is one
+//! write and one fdatasync(2) that touches no other metadata of the filesystem. While one half of it takes records, what
+//! the other half has is applied to the tree.
 //!
 //! ```text
 //! record   offset  bytes
-//!               0      4   magic "dfJ1"; another one is refused
+//!               0      4   magic "dfJ2"; another one is refused
 //!               4      4   CRC32C of all that follows
-//!               8      8   generation: chosen anew each time the file is begun again
+//!               8      8   generation: each time a half is begun again; a random number, and above it how often
 //!              16      4   index of the record in its generation
 //!              20      4   length of the payload
 //!              24      n   payload: for each change  key length (4), key, 1 + value length or 0 (4), value
 //! ```
 //!
-//! Numbers are little-endian. Replay takes the records of the first one's generation in order and ends at the first
-//! that is not whole: what follows was never acknowledged. It never guesses: what is left of older generations has
-//! another number.
+//! Numbers are little-endian. Replay takes, of the half that was begun first and then of the other, the records of the
+//! first one's generation in order, and ends at the first that is not whole: what follows was never acknowledged. It never
+//! guesses: what is left of older generations has another number, which nobody could know beforehand.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::Batch;
+use crate::store::Batch;
 
-const MAGIC: [u8; 4] = *b"dfJ1";
+const MAGIC: [u8; 4] = *b"dfJ2";
 const HEADER: usize = 24;
 
 /// The log.
 pub(super) struct Journal {
     file: File,
+    /// Of each half.
     capacity: usize,
-    generation: u64,
+    /// Which half takes records.
+    active: usize,
+    generation: Generation,
     index: u32,
+    /// Where the next record goes in the half.
     end: usize,
     /// The record that is being made; kept for its memory.
     record: Vec<u8>,
 }
 
+/// How often a half was begun, and a random number. They are ordered, and none appears twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Generation {
+    count: u32,
+    mark: u32,
+}
+
+impl Generation {
+    fn next(self) -> Self {
+        Self { count: self.count.wrapping_add(1), mark: rand::random() }
+    }
+}
+
+/// One half as it was found.
+struct Half {
+    /// `None`: there is no record in it.
+    generation: Option<Generation>,
+    batches: Vec<Batch>,
+}
+
 impl Journal {
     /// Opens the log in `directory`, or makes one of `capacity` bytes; `replay` gets every batch that is in it, oldest
-    /// first. The caller makes them durable elsewhere and then calls [`Journal::restart`].
+    /// first. The caller makes them durable elsewhere before anything is appended.
     pub(super) fn open<E: From<io::Error>>(
         directory: &Path,
         capacity: usize,
@@ -49,31 +74,35 @@ impl Journal {
             create(directory, &path, capacity)?;
         }
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let mut bytes = vec![0; file.metadata()?.len() as usize];
-        file.read_exact_at(&mut bytes, 0)?;
-        let known = bytes.len() >= HEADER && (bytes[..4] == MAGIC || bytes[..4] == [0; 4]);
-        if !known {
-            let message = format!("{} is of a version that this program does not know", path.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message).into());
+        let capacity = file.metadata()?.len() as usize / 2;
+        let mut halves = Vec::with_capacity(2);
+        for which in 0..2 {
+            let mut bytes = vec![0; capacity];
+            file.read_exact_at(&mut bytes, (which * capacity) as u64)?;
+            halves.push(
+                read_half(&bytes)
+                    .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?,
+            );
         }
-        let mut rest = &bytes[..];
-        let mut expected = None;
-        while let Some((generation, index, payload, after)) = split_record(rest) {
-            if (generation, index) != expected.unwrap_or((generation, 0)) {
-                break;
-            }
-            replay(decode(payload)?)?;
-            expected = Some((generation, index + 1));
-            rest = after;
+        // The one that was begun first, or never, is the next to be begun; so that what both have always follows on one another.
+        let active = usize::from(halves[0].generation > halves[1].generation);
+        let newest = halves[1 - active].generation.unwrap_or_default();
+        if let Some(oldest) = halves[active].generation
+            && oldest.count.wrapping_add(1) != newest.count
+        {
+            let what = format!("{}: its halves don't follow on one another", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what).into());
         }
-        let mut journal =
-            Self { file, capacity: bytes.len(), generation: 0, index: 0, end: 0, record: Vec::new() };
-        journal.restart();
-        Ok(journal)
+        let newer = halves.swap_remove(1 - active);
+        for batch in halves.into_iter().flat_map(|half| half.batches).chain(newer.batches) {
+            replay(batch)?;
+        }
+        let generation = newest.next();
+        Ok(Self { file, capacity, active, generation, index: 0, end: 0, record: Vec::new() })
     }
 
-    /// Prepares a batch. Whether there is room for it; when not, the caller has to make everything durable elsewhere
-    /// and call [`Journal::restart`], after which there is room unless the batch is longer than the whole log.
+    /// Prepares a batch. Whether the active half has room for it; when not, the caller has to call [`Journal::turn`], after
+    /// which there is room unless the batch is longer than a half.
     pub(super) fn prepare(&mut self, batch: &Batch) -> bool {
         self.record.clear();
         self.record.resize(HEADER, 0);
@@ -91,24 +120,48 @@ impl Journal {
     pub(super) fn append(&mut self) -> io::Result<()> {
         let length = (self.record.len() - HEADER) as u32;
         self.record[..4].copy_from_slice(&MAGIC);
-        self.record[8..16].copy_from_slice(&self.generation.to_le_bytes());
+        self.record[8..12].copy_from_slice(&self.generation.mark.to_le_bytes());
+        self.record[12..16].copy_from_slice(&self.generation.count.to_le_bytes());
         self.record[16..20].copy_from_slice(&self.index.to_le_bytes());
         self.record[20..24].copy_from_slice(&length.to_le_bytes());
         let sum = crc32c::crc32c(&self.record[8..]);
         self.record[4..8].copy_from_slice(&sum.to_le_bytes());
-        self.file.write_all_at(&self.record, self.end as u64)?;
+        self.file.write_all_at(&self.record, (self.active * self.capacity + self.end) as u64)?;
         self.file.sync_data()?;
         self.end += self.record.len();
         self.index += 1;
         Ok(())
     }
 
-    /// Begins again from the start: everything in the log is durable elsewhere.
-    pub(super) fn restart(&mut self) {
-        self.generation = rand::random();
+    /// Goes on in the other half, of which everything is durable elsewhere.
+    pub(super) fn turn(&mut self) {
+        self.active = 1 - self.active;
+        self.generation = self.generation.next();
         self.index = 0;
         self.end = 0;
     }
+}
+
+/// The batches in a half.
+fn read_half(bytes: &[u8]) -> io::Result<Half> {
+    let known = bytes.len() >= HEADER && (bytes[..4] == MAGIC || bytes[..4] == [0; 4]);
+    if !known {
+        let message = "it is of a version that this program does not know";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut half = Half { generation: None, batches: Vec::new() };
+    let mut rest = bytes;
+    while let Some((generation, index, payload, after)) = split_record(rest) {
+        if generation != *half.generation.get_or_insert(generation) || index as usize != half.batches.len() {
+            break;
+        }
+        half.batches.push(decode(payload)?);
+        rest = after;
+    }
+    if half.batches.is_empty() {
+        half.generation = None;
+    }
+    Ok(half)
 }
 
 /// Makes an empty log: zeros that are on the disk, so that writing over them later changes nothing but them.
@@ -128,7 +181,7 @@ fn create(directory: &Path, path: &Path, capacity: usize) -> io::Result<()> {
 }
 
 /// The record at the start of `bytes` as (generation, index, payload, what follows), when it is whole.
-fn split_record(bytes: &[u8]) -> Option<(u64, u32, &[u8], &[u8])> {
+fn split_record(bytes: &[u8]) -> Option<(Generation, u32, &[u8], &[u8])> {
     let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
     let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
     if header[..4] != MAGIC {
@@ -139,7 +192,7 @@ fn split_record(bytes: &[u8]) -> Option<(u64, u32, &[u8], &[u8])> {
     if crc32c::crc32c(&bytes[8..HEADER + length]) != number(4) {
         return None;
     }
-    let generation = u64::from_le_bytes(header[8..16].try_into().expect("eight bytes"));
+    let generation = Generation { mark: number(8), count: number(12) };
     Some((generation, number(16), payload, &rest[length..]))
 }
 
@@ -174,7 +227,7 @@ fn take_number(payload: &mut &[u8]) -> io::Result<usize> {
 mod tests {
     use super::*;
 
-    const CAPACITY: usize = 4096;
+    const CAPACITY: usize = 8192;
 
     fn batch(number: u8) -> Batch {
         Batch::from([
@@ -201,26 +254,51 @@ mod tests {
         room
     }
 
+    /// As many batches as fit into one half, from `first` on.
+    fn fill(journal: &mut Journal, first: u8) -> u8 {
+        (first..).find(|&number| !append(journal, number)).unwrap()
+    }
+
     #[test]
-    fn what_was_appended_is_replayed_until_it_begins_again() {
+    fn what_both_halves_have_is_replayed_in_order_until_it_is_overwritten() {
         let directory = tempfile::tempdir().unwrap();
         let (mut journal, found) = open(directory.path()).unwrap();
         assert!(found.is_empty());
-        let fitting = (0..).take_while(|&number| append(&mut journal, number)).count() as u8;
-        assert!(fitting > 10);
-        // Opening forgets nothing before something is appended again.
-        for _ in 0..2 {
+        let second = fill(&mut journal, 0);
+        assert!(second > 10);
+        let mut starts = vec![0, second];
+        for round in 0..5 {
+            journal.turn();
+            let (first, last) = (starts[round], starts[round + 1]);
+            // The half before it was not begun again yet.
             let (_, found) = open(directory.path()).unwrap();
-            assert_eq!(found, (0..fitting).map(batch).collect::<Vec<_>>());
+            assert_eq!(
+                found,
+                (if round == 0 { 0 } else { starts[round - 1] }..last).map(batch).collect::<Vec<_>>()
+            );
+            assert!(append(&mut journal, last));
+            // Opening forgets nothing before something is appended again.
+            for _ in 0..2 {
+                let (_, found) = open(directory.path()).unwrap();
+                assert_eq!(found, (first..=last).map(batch).collect::<Vec<_>>(), "round {round}");
+            }
+            starts.push(fill(&mut journal, last + 1));
         }
+    }
+
+    #[test]
+    fn what_comes_after_a_replay_takes_the_place_of_the_oldest() {
+        let directory = tempfile::tempdir().unwrap();
         let (mut journal, _) = open(directory.path()).unwrap();
-        assert!(append(&mut journal, 200));
-        let (_, found) = open(directory.path()).unwrap();
-        assert_eq!(
-            found,
-            [batch(200)],
-            "what is left of the generation before is not taken for the next record"
-        );
+        assert!(append(&mut journal, 1));
+        for number in 2..10 {
+            let (mut journal, found) = open(directory.path()).unwrap();
+            assert_eq!(
+                found,
+                (if number == 2 { 1 } else { number - 2 }..number).map(batch).collect::<Vec<_>>()
+            );
+            assert!(append(&mut journal, number));
+        }
     }
 
     #[test]
@@ -242,6 +320,18 @@ mod tests {
                 Err(error) => assert!(at < 4, "only the file's magic is refused: {at} {error}"),
             }
         }
+    }
+
+    #[test]
+    fn halves_that_do_not_belong_together_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = open(directory.path()).unwrap();
+        append(&mut journal, 0);
+        journal.turn();
+        journal.turn();
+        journal.turn();
+        append(&mut journal, 1);
+        assert_eq!(open(directory.path()).err().unwrap().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
