@@ -4,6 +4,7 @@
 //! Knows chunks, blocks and nodes; knows nothing of files. What it returns was verified by checksum here; what it says
 //! is durable was acknowledged by the node as durable. It never makes bytes up.
 
+mod latency;
 mod local;
 mod nodes;
 mod packed;

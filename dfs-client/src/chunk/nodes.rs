@@ -5,7 +5,7 @@
 //! that is gone without a word is noticed by pings on the connection, within 3 s, however slow disks may be.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use dfs_proto::limits::{MAX_FRAME_DATA, MAX_HTTP2_FRAME, MAX_MESSAGE};
 use dfs_proto::{ClusterId, Code, Failure, Labels, NodeAddress};
 use tonic::transport::{Channel, Endpoint};
 
+use super::latency::Latency;
 use super::local;
 use crate::line::{Line, Lost, Tagged};
 
@@ -41,8 +42,6 @@ const USUAL_QUEUE: usize = 16;
 const QUICK_READ: u64 = MAX_FRAME_DATA as u64 / 4;
 /// Nodes remembered; the oldest connections are dropped beyond it.
 const MAX_NODES: usize = 4096;
-/// What a node is taken to need before it was measured.
-const FIRST_LATENCY_US: u64 = 500;
 
 /// All nodes that plans named so far.
 pub(super) struct Nodes {
@@ -68,8 +67,7 @@ pub(super) struct Node {
 struct Connection {
     channel: Channel,
     line: Line<SmallRequest, SmallReply>,
-    /// Smoothed time that a read takes.
-    latency_us: AtomicU64,
+    latency: Latency,
     /// Requests under way, reads and puts.
     requests: AtomicUsize,
 }
@@ -79,7 +77,7 @@ impl Connection {
         Self {
             channel: endpoint.connect_lazy(),
             line: Line::new(),
-            latency_us: AtomicU64::new(FIRST_LATENCY_US),
+            latency: Latency::default(),
             requests: AtomicUsize::new(0),
         }
     }
@@ -257,17 +255,9 @@ impl Node {
         health.suspect_until = None;
     }
 
-    /// A read was answered after `elapsed`.
-    pub(super) fn answered_after(&self, lane: Lane, elapsed: Duration) {
-        let latency_us = &self.connection(lane).latency_us;
-        let sample = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min(60_000_000);
-        let before = latency_us.load(Ordering::Relaxed);
-        latency_us.store((before * 7 + sample) / 8, Ordering::Relaxed);
-    }
-
     /// How long its reads take, smoothed.
     pub(super) fn latency(&self, lane: Lane) -> Duration {
-        Duration::from_micros(self.connection(lane).latency_us.load(Ordering::Relaxed))
+        self.connection(lane).latency.get(Instant::now())
     }
 
     /// Counts a request as under way until the guard is dropped.
@@ -276,11 +266,16 @@ impl Node {
         UnderWay(Arc::clone(self), lane)
     }
 
+    /// The same for a read, whose time is taken.
+    pub(super) fn begin_read(self: &Arc<Self>, lane: Lane) -> ReadUnderWay {
+        ReadUnderWay { under_way: self.begin(lane), started: Instant::now(), ended: false }
+    }
+
     /// Smaller is to be asked sooner: who is not suspect, near, and likely to answer soon.
     pub(super) fn rank(&self, lane: Lane, now: Instant) -> Rank {
-        let Connection { latency_us, requests, .. } = self.connection(lane);
+        let Connection { latency, requests, .. } = self.connection(lane);
         let queue = (requests.load(Ordering::Relaxed) / USUAL_QUEUE) as u64 + 1;
-        let wait_us = queue * latency_us.load(Ordering::Relaxed).max(1);
+        let wait_us = queue * (latency.get(now).as_micros() as u64).max(1);
         Rank { suspect: self.is_suspect(now), distance: self.distance, wait_us }
     }
 
@@ -341,6 +336,31 @@ impl Drop for UnderWay {
     }
 }
 
+/// A read under way. One that is given up because another node was quicker tells how long this one takes at least.
+pub(super) struct ReadUnderWay {
+    under_way: UnderWay,
+    started: Instant,
+    ended: bool,
+}
+
+impl ReadUnderWay {
+    /// It was answered.
+    pub(super) fn answered(&mut self) {
+        let UnderWay(node, lane) = &self.under_way;
+        node.connection(*lane).latency.note(self.started.elapsed(), Instant::now());
+        self.ended = true;
+    }
+}
+
+impl Drop for ReadUnderWay {
+    fn drop(&mut self) {
+        if !self.ended {
+            let UnderWay(node, lane) = &self.under_way;
+            node.connection(*lane).latency.note_more_than(self.started.elapsed(), Instant::now());
+        }
+    }
+}
+
 /// 0: the same host (or machine, which is not asked here); 1: rack; 2: zone; 3: elsewhere or not told.
 fn distance(here: &Labels, there: Option<&Labels>) -> u8 {
     let Some(there) = there else { return 3 };
@@ -388,8 +408,8 @@ mod tests {
             true => a.id,
             false => b.id,
         };
-        a.answered_after(Lane::Quick, Duration::from_millis(5));
-        a.answered_after(Lane::Bulk, Duration::from_millis(50));
+        a.quick.latency.note(Duration::from_millis(5), now);
+        a.bulk.latency.note(Duration::from_millis(50), now);
         assert_eq!(first(), 2);
         let busy: Vec<_> = (0..20 * USUAL_QUEUE).map(|_| b.begin(Lane::Bulk)).collect();
         assert_eq!(first(), 1, "who is busy is slower");
@@ -417,7 +437,7 @@ mod tests {
             candidates.iter().map(|(node, ())| node.id).collect::<Vec<_>>()
         };
         assert_eq!([order(6), order(7), order(8)], [[1, 2, 3], [2, 3, 1], [3, 1, 2]]);
-        node(1).answered_after(Lane::Bulk, Duration::from_millis(2));
+        node(1).bulk.latency.note(Duration::from_millis(2), Instant::now());
         let some: Vec<_> = (0..USUAL_QUEUE - 1).map(|_| node(1).begin(Lane::Bulk)).collect();
         assert_eq!(order(6), [1, 2, 3], "twice as slow, or with some to do, is still about as quick");
         drop(some);

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::chunk::{ReadRequest, small_reply, small_request};
@@ -159,8 +159,7 @@ impl ChunkIo {
         }
         let (offset, length) = bytes_of(plan, range);
         let lane = Lane::of_read(length);
-        let _under_way = node.begin(lane);
-        let started = Instant::now();
+        let mut under_way = node.begin_read(lane);
         let name = ShardName { node: node.id, chunk: plan.chunk, index };
         let read = self.local.read(name, plan.length, offset, length);
         let Ok(data) = tokio::time::timeout(STALL_TIMEOUT, read).await else {
@@ -169,7 +168,7 @@ impl ChunkIo {
             return None;
         };
         if data.is_some() {
-            node.answered_after(lane, started.elapsed());
+            under_way.answered();
         }
         data
     }
@@ -183,8 +182,7 @@ impl ChunkIo {
     ) -> Result<Bytes, Failure> {
         let (offset, length) = bytes_of(plan, &range);
         let lane = Lane::of_read(length);
-        let _under_way = node.begin(lane);
-        let started = Instant::now();
+        let mut under_way = node.begin_read(lane);
         let request =
             ReadRequest { cluster: self.cluster.to_bytes(), chunk: plan.chunk, index, offset, length };
         let read = node.exchange(lane, small_request::Op::Read(request));
@@ -197,7 +195,7 @@ impl ChunkIo {
                 node.explain(Failure::new(Code::InputOutput, "the answer to a read is something else"))
             );
         };
-        node.answered_after(lane, started.elapsed());
+        under_way.answered();
         verify(&frame.data, &frame.block_crc32c, length).map_err(|what| {
             Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
         })?;
@@ -256,6 +254,7 @@ fn verify(data: &Bytes, sums: &[u32], length: u64) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::time::Instant;
 
     use dfs_proto::{Class, Labels};
     use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};

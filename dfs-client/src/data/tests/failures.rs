@@ -180,6 +180,29 @@ async fn reads_go_to_another_copy_whatever_is_wrong_with_the_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hangs_is_soon_not_asked_any_more() {
+    let bench = Bench::new(3).await;
+    let file = bench.create(7);
+    let bytes = pattern(48 * MIB, 3);
+    write(&file, 0, &bytes).await;
+    file.flush().await.unwrap();
+    for hanging in 0..3 {
+        bench.nodes.iter().for_each(|node| node.break_with(Fault::None));
+        bench.nodes[hanging].break_with(Fault::Hangs);
+        let reader = bench.another();
+        let file = reader.open(&bench.meta.attr(7), None);
+        let begun = Instant::now();
+        // A third of the places would be asked of that node. Backwards, so that nothing is read ahead.
+        for at in (0..bytes.len()).step_by(MIB).rev() {
+            assert!(file.read(at as u64, 4096).await.unwrap() == bytes[at..at + 4096]);
+        }
+        let hedges = reader.io.hedges();
+        assert!((1..=4).contains(&hedges), "{hedges} of 48 reads had to be hedged");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_survive_dead_nodes_and_fail_when_the_last_is_gone() {
     let bench = Bench::with(3, impatient()).await;
     let file = bench.create(7);
