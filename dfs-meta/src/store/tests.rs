@@ -13,7 +13,7 @@ use super::*;
 fn on_every_engine(test: impl Fn(Box<dyn Store>, &dyn Fn(Box<dyn Store>) -> Box<dyn Store>)) {
     test(Box::new(MemoryStore::default()), &|store| store);
     let directory = tempfile::tempdir().unwrap();
-    let open = || Box::new(EmbeddedStore::open(directory.path(), 1 << 20).unwrap());
+    let open = || Box::new(EmbeddedStore::open_within(directory.path(), 1 << 20, 0).unwrap());
     test(open(), &|store| {
         drop(store);
         open()

@@ -1,10 +1,10 @@
 //! The embedded engine, for a metadata server on one machine: a write-ahead log, tables in memory, a tree on disk.
 //!
-//! A commit is durable when it is in the [`journal`], which is one write and one fdatasync(2), and is then entered in a
-//! table in memory ([`pending`]). When half of the journal is full, commits go on with the other half and another table,
-//! while a thread applies the first table to the [`tree`] and makes that durable as a whole: what was changed many times
-//! meanwhile, or made and removed again, is written once or not at all, and nobody waits for it. After a crash, and at every
-//! start, the journal is replayed.
+//! A commit is durable when it is in the [`journal`], which is one write and one fdatasync(2). What it puts is then entered
+//! in a table in memory ([`pending`]), and what it deletes is taken away. When half of the journal is full, commits go on
+//! with the other half and another table, while a thread applies the first table to the [`tree`] and makes that durable as
+//! a whole: what was changed many times meanwhile, or made and removed again, is written once or not at all, and nobody
+//! waits for it. After a crash, and at every start, the journal is replayed; the tree may know of some of it already.
 
 mod journal;
 mod pending;
@@ -12,11 +12,12 @@ mod tree;
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use self::journal::Journal;
-use self::pending::{From, Pending};
+use self::pending::Pending;
 use self::tree::{Tree, disk_error};
 use super::{Batch, Pair, Store, StoreError};
 
@@ -26,6 +27,11 @@ const JOURNAL_BYTES: usize = 16 << 20;
 /// times.
 const JOURNAL_PART_OF_RESERVE: u64 = 4;
 const MIN_JOURNAL_BYTES: usize = 1 << 20;
+
+/// The thread that applies does so many pairs (some tenths of a millisecond of a processor) and then leaves the processor
+/// to those that somebody waits for, until somebody waits for it.
+const PAIRS_AT_ONCE: usize = 32;
+const PAUSE: Duration = Duration::from_millis(1);
 
 const POISONED: &str = "no commit panics while it holds the journal";
 
@@ -41,6 +47,8 @@ pub struct EmbeddedStore {
 struct Parts {
     tree: Tree,
     pending: Pending,
+    /// Held while a pair goes from the older table to the tree, so that it does not go there when it is deleted.
+    step: Mutex<()>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -49,6 +57,8 @@ struct Parts {
 struct Progress {
     /// The older table is on its way to the tree.
     applying: bool,
+    /// Somebody waits for that.
+    urgent: bool,
     /// Why it can't go there: nothing is committed any more.
     failure: Option<StoreError>,
     ending: bool,
@@ -82,6 +92,7 @@ impl EmbeddedStore {
         let parts = Arc::new(Parts {
             tree,
             pending: Pending::default(),
+            step: Mutex::default(),
             progress: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -131,8 +142,13 @@ impl Parts {
 
     /// Waits until everything in the older table is in the tree.
     fn applied(&self) -> Result<MutexGuard<'_, Progress>, StoreError> {
+        let mut progress = self.progress();
+        if progress.applying {
+            progress.urgent = true;
+            self.changed.notify_all();
+        }
         let waiting = |progress: &mut Progress| progress.applying && progress.failure.is_none();
-        let progress = self.changed.wait_while(self.progress(), waiting);
+        let progress = self.changed.wait_while(progress, waiting);
         let progress = progress.expect("no code panics while it notes progress");
         progress.check()?;
         Ok(progress)
@@ -148,7 +164,7 @@ impl Parts {
             }
             let result = self.apply();
             let mut progress = self.progress();
-            progress.applying = false;
+            (progress.applying, progress.urgent) = (false, false);
             progress.failure = result.err();
             self.changed.notify_all();
             if let Some(error) = &progress.failure {
@@ -158,10 +174,43 @@ impl Parts {
         }
     }
 
+    /// Makes a batch that is durable visible to readers.
+    fn show(&self, batch: &Batch) -> Result<(), StoreError> {
+        let layers = self.pending.layers();
+        for (key, value) in batch {
+            match value {
+                Some(value) => layers.put(key, value),
+                None => {
+                    let _step = self.step();
+                    layers.remove(key);
+                    self.tree.apply(key, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&self) -> MutexGuard<'_, ()> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits a moment, unless somebody waits. False when all is to end.
+    fn pause(&self) -> bool {
+        let idle = |progress: &mut Progress| !progress.urgent && !progress.ending;
+        let waited = self.changed.wait_timeout_while(self.progress(), PAUSE, idle);
+        !waited.expect("no code panics while it notes progress").0.ending
+    }
+
     fn apply(&self) -> Result<(), StoreError> {
         let Some(table) = self.pending.older() else { return Ok(()) };
-        for change in table.iter() {
-            self.tree.apply(change.key(), change.value().as_deref())?;
+        for (number, pair) in table.iter().enumerate() {
+            if number % PAIRS_AT_ONCE == 0 && !self.pause() {
+                return Ok(());
+            }
+            let _step = self.step();
+            if !pair.is_removed() {
+                self.tree.apply(pair.key(), Some(pair.value()))?;
+            }
         }
         self.tree.checkpoint()?;
         self.pending.applied();
@@ -183,7 +232,7 @@ impl Progress {
 impl Store for EmbeddedStore {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self.parts.pending.layers().get(key) {
-            Some(value) => Ok(value),
+            Some(value) => Ok(Some(value)),
             None => self.parts.tree.get(key),
         }
     }
@@ -194,16 +243,20 @@ impl Store for EmbeddedStore {
         }
         let layers = self.parts.pending.layers();
         let tree = self.parts.tree.range(start, end);
-        layers.merge((start, end), From::Start, tree).take(limit).collect()
+        layers.merge((start, end), tree).take(limit).collect()
     }
 
     fn last(&self, start: &[u8], end: &[u8]) -> Result<Option<Pair>, StoreError> {
         if start >= end {
             return Ok(None);
         }
-        let layers = self.parts.pending.layers();
-        let tree = self.parts.tree.range(start, end).rev();
-        layers.merge((start, end), From::End, tree).next().transpose()
+        let pending = self.parts.pending.layers().last(start, end);
+        let tree = self.parts.tree.range(start, end).next_back().transpose()?;
+        // Of equal keys the tables' counts.
+        Ok(match (pending, tree) {
+            (Some(pending), Some(tree)) if tree.0 > pending.0 => Some(tree),
+            (pending, tree) => pending.or(tree),
+        })
     }
 
     fn commit(&self, batch: &Batch, durable: &mut dyn FnMut()) -> Result<(), StoreError> {
@@ -219,8 +272,7 @@ impl Store for EmbeddedStore {
         }
         journal.append()?;
         durable();
-        self.parts.pending.insert(batch);
-        Ok(())
+        self.parts.show(batch)
     }
 
     fn reserve(&self, bytes: u64) -> Result<bool, StoreError> {

@@ -1,5 +1,6 @@
-//! What is committed but not in the tree yet: two tables in memory above it. The newer one takes commits; the older one
-//! changes no more, and is being applied to the tree.
+//! What is committed but not in the tree yet: two tables in memory above it. The newer one takes what commits put; the older
+//! one takes nothing more, and is being applied to the tree. What commits delete is taken out of both, and of the tree, at
+//! once: there are no marks for deleted keys, which a search would have to walk over.
 //!
 //! Readers look into the newer table first, then into the older one, then into the tree. They hold no lock meanwhile: a
 //! table that has been applied lives on for those who read it. A reader sees at least every commit that had returned when
@@ -11,10 +12,10 @@ use std::sync::{Arc, RwLock};
 use crossbeam_skiplist::SkipMap;
 use crossbeam_skiplist::map::Entry;
 
-use crate::store::{Batch, Pair, StoreError};
+use crate::store::{Pair, StoreError};
 
-/// Changes by key: `None` deletes.
-pub(super) type Table = SkipMap<Vec<u8>, Option<Vec<u8>>>;
+/// Values by key.
+pub(super) type Table = SkipMap<Vec<u8>, Vec<u8>>;
 
 /// Both tables.
 #[derive(Default)]
@@ -29,26 +30,9 @@ pub(super) struct Layers {
     older: Option<Arc<Table>>,
 }
 
-/// Which end of a range comes first.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
-    Start,
-    End,
-}
-
-type Change = Result<(Vec<u8>, Option<Vec<u8>>), StoreError>;
-
 const POISONED: &str = "no code panics while it changes the tables";
 
 impl Pending {
-    /// Enters a batch that is durable.
-    pub(super) fn insert(&self, batch: &Batch) {
-        let newer = self.layers().newer;
-        for (key, value) in batch {
-            newer.insert(key.clone(), value.clone());
-        }
-    }
-
     pub(super) fn layers(&self) -> Layers {
         self.layers.read().expect(POISONED).clone()
     }
@@ -72,81 +56,85 @@ impl Pending {
 }
 
 impl Layers {
-    /// What the tables say of a key: `None` nothing, so that the tree is to be asked.
-    pub(super) fn get(&self, key: &[u8]) -> Option<Option<Vec<u8>>> {
-        let tables = std::iter::once(&self.newer).chain(&self.older);
-        tables.into_iter().find_map(|table| table.get(key)).map(|entry| entry.value().clone())
+    pub(super) fn put(&self, key: &[u8], value: &[u8]) {
+        self.newer.insert(key.to_vec(), value.to_vec());
     }
 
-    /// The pairs with `start <= key < end`, sorted from this side, of the tables above `tree`, which has the range's
-    /// pairs in the same order.
+    pub(super) fn remove(&self, key: &[u8]) {
+        self.tables().for_each(|table| drop(table.remove(key)));
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.tables().find_map(|table| table.get(key)).map(|entry| entry.value().clone())
+    }
+
+    /// The pair with the greatest key in the range, of the tables alone.
+    pub(super) fn last(&self, start: &[u8], end: &[u8]) -> Option<Pair> {
+        let range = (Bound::Included(start), Bound::Excluded(end));
+        let lasts = self.tables().filter_map(|table| table.range::<[u8], _>(range).next_back());
+        // Of equal keys the newer table's counts.
+        lasts.reduce(|newer, older| if older.key() > newer.key() { older } else { newer }).map(own)
+    }
+
+    /// The pairs with `start <= key < end`, sorted, of the tables above `tree`, which has the range's pairs in the same
+    /// order.
     pub(super) fn merge<'a>(
         &'a self,
         (start, end): (&'a [u8], &'a [u8]),
-        from: From,
         tree: impl Iterator<Item = Result<Pair, StoreError>> + 'a,
     ) -> impl Iterator<Item = Result<Pair, StoreError>> + 'a {
-        let bounds = (Bound::Included(start), Bound::Excluded(end));
-        let mut sources: Vec<Source<'a>> = Vec::with_capacity(3);
-        for table in std::iter::once(&self.newer).chain(&self.older) {
-            let changes = table.range::<[u8], _>(bounds);
-            let own =
-                |entry: Entry<'_, Vec<u8>, Option<Vec<u8>>>| Ok((entry.key().clone(), entry.value().clone()));
-            sources.push(match from {
-                From::Start => Source::new(changes.map(own)),
-                From::End => Source::new(changes.rev().map(own)),
-            });
-        }
-        sources.push(Source::new(tree.map(|pair| pair.map(|(key, value)| (key, Some(value))))));
-        let exists = |change: Change| match change {
-            Ok((key, value)) => value.map(|value| Ok((key, value))),
-            Err(error) => Some(Err(error)),
-        };
-        Merged { sources, from }.filter_map(exists)
+        let range = (Bound::Included(start), Bound::Excluded(end));
+        let tables = self.tables().map(|table| Source::new(table.range::<[u8], _>(range).map(own).map(Ok)));
+        let mut sources: Vec<Source<'a>> = tables.collect();
+        sources.push(Source::new(tree));
+        Merged { sources }
     }
+
+    /// The newer one first.
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        std::iter::once(&*self.newer).chain(self.older.as_deref())
+    }
+}
+
+fn own(entry: Entry<'_, Vec<u8>, Vec<u8>>) -> Pair {
+    (entry.key().clone(), entry.value().clone())
 }
 
 /// Sources as one; where several have a key, the first of them counts.
 struct Merged<'a> {
     sources: Vec<Source<'a>>,
-    from: From,
 }
 
-/// Sorted changes, with the next one at hand.
+/// Sorted pairs, with the next one at hand.
 struct Source<'a> {
-    changes: Box<dyn Iterator<Item = Change> + 'a>,
-    next: Option<Change>,
+    pairs: Box<dyn Iterator<Item = Result<Pair, StoreError>> + 'a>,
+    next: Option<Result<Pair, StoreError>>,
 }
 
 impl<'a> Source<'a> {
-    fn new(changes: impl Iterator<Item = Change> + 'a) -> Self {
-        let mut changes: Box<dyn Iterator<Item = Change> + 'a> = Box::new(changes);
-        let next = changes.next();
-        Self { changes, next }
+    fn new(pairs: impl Iterator<Item = Result<Pair, StoreError>> + 'a) -> Self {
+        let mut pairs: Box<dyn Iterator<Item = _> + 'a> = Box::new(pairs);
+        let next = pairs.next();
+        Self { pairs, next }
     }
 
     fn key(&self) -> Option<&Vec<u8>> {
-        self.next.as_ref().and_then(|change| change.as_ref().ok()).map(|(key, _)| key)
+        self.next.as_ref().and_then(|pair| pair.as_ref().ok()).map(|(key, _)| key)
     }
 
-    fn take(&mut self) -> Option<Change> {
-        std::mem::replace(&mut self.next, self.changes.next())
+    fn take(&mut self) -> Option<Result<Pair, StoreError>> {
+        std::mem::replace(&mut self.next, self.pairs.next())
     }
 }
 
 impl Iterator for Merged<'_> {
-    type Item = Change;
+    type Item = Result<Pair, StoreError>;
 
-    fn next(&mut self) -> Option<Change> {
+    fn next(&mut self) -> Option<Self::Item> {
         if let Some(failed) = self.sources.iter_mut().find(|source| matches!(source.next, Some(Err(_)))) {
             return failed.take();
         }
-        let keys = self.sources.iter().filter_map(Source::key);
-        let key = match self.from {
-            From::Start => keys.min(),
-            From::End => keys.max(),
-        };
-        let key = key?.clone();
+        let key = self.sources.iter().filter_map(Source::key).min()?.clone();
         let having = self.sources.iter_mut().filter(|source| source.key() == Some(&key));
         // All of them go on.
         having.filter_map(Source::take).reduce(|first, _| first)

@@ -99,6 +99,41 @@ fn what_was_changed_often_is_applied_once_and_in_the_background() {
     assert!(in_tree <= 2 + turns as usize, "{in_tree} keys were written for 2");
 }
 
+/// Deleting and looking for what is before it, again and again: a search that walks over what was deleted takes minutes.
+#[test]
+fn what_was_deleted_is_in_nobodys_way() {
+    const KEYS: u32 = 40_000;
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path(), 64 << 20).unwrap();
+    let all: Batch = (0..KEYS).map(|key| (key.to_be_bytes().to_vec(), Some(vec![1; 8]))).collect();
+    store.commit(&all, &mut || ()).unwrap();
+    let started = std::time::Instant::now();
+    for key in (1..KEYS).rev() {
+        store.commit_in_memory(&Batch::from([(key.to_be_bytes().to_vec(), None)]));
+        let before = store.last(b"", &KEYS.to_be_bytes()).unwrap().unwrap();
+        assert_eq!(before.0, (key - 1).to_be_bytes());
+    }
+    for key in 1..KEYS {
+        store.commit_in_memory(&Batch::from([(key.to_be_bytes().to_vec(), Some(vec![2; 8]))]));
+    }
+    for key in 0..KEYS {
+        store.commit_in_memory(&Batch::from([(key.to_be_bytes().to_vec(), None)]));
+        let first = store.scan(b"", b"\xff", 1).unwrap();
+        assert_eq!(
+            first.first().map(|(key, _)| &key[..]),
+            (key + 1 < KEYS).then_some(&(key + 1).to_be_bytes()[..])
+        );
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+impl EmbeddedStore {
+    /// As a commit, without waiting for the disk.
+    fn commit_in_memory(&self, batch: &Batch) {
+        self.parts.show(batch).unwrap();
+    }
+}
+
 #[test]
 fn a_tree_that_fails_ends_commits_and_loses_nothing() {
     let directory = tempfile::tempdir().unwrap();
