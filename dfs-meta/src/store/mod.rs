@@ -2,7 +2,7 @@
 //! tests. Keys and records have their own files; this one knows bytes only.
 //!
 //! Guarantees asked of every engine: `commit` is atomic, and durable when it says so; reads see all commits that have
-//! returned; all methods may be called from several threads (commits come from one).
+//! returned, but for keys that a commit under way changes, which the machine reads from that commit; all methods may be called from several threads (commits come from one).
 
 pub mod embedded;
 pub mod keys;

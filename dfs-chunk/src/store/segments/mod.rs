@@ -93,6 +93,8 @@ struct Core {
 struct State {
     segments: BTreeMap<u32, Segment>,
     spare: Option<Spare>,
+    /// None could be made when it was tried last.
+    lacking: bool,
     next_id: u32,
     ending: bool,
 }
@@ -139,7 +141,7 @@ impl Segments {
     ) -> Result<Self, Failure> {
         let load::Loaded { segments, next_id } = loaded;
         let length = segment_length(&*shared.disk)?;
-        let state = State { segments, spare: None, next_id, ending: false };
+        let state = State { segments, spare: None, lacking: false, next_id, ending: false };
         let core = Arc::new(Core {
             shared,
             length,
@@ -183,6 +185,10 @@ impl Segments {
                 let input = self.core.shared.disk.open(&path(place.segment), ReadAhead::AsUsual)?;
                 let input: Arc<dyn Input> = input.into();
                 self.core.inputs().put(place.segment, input.clone());
+                if !self.core.state().segments.contains_key(&place.segment) {
+                    // Removed meanwhile: its space would stay taken.
+                    self.core.inputs().pop(&place.segment);
+                }
                 input
             }
         };

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::{Core, Spare, State, format, path};
 use crate::store::TEMPORARY;
-use crate::store::disk::Log;
 
 /// How long deletions are gathered: neighbours go together, and a segment of which all is deleted goes as a whole.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
@@ -40,18 +39,20 @@ impl Core {
         }
     }
 
-    /// Makes a segment for later. Whether there is one.
+    /// Makes a segment for later. Whether there is one; that there is none is told once until there is.
     pub(super) fn make_spare(&self) -> bool {
         let Some(length) = self.length.filter(|_| !self.shared.is_fenced()) else { return false };
         let made = self.try_make_spare(length);
-        match made {
-            Ok(spare) => self.state().spare = Some(spare),
-            Err(failure) => {
-                tracing::warn!(%failure, "small shards get files of their own: there is no segment for them");
-                return false;
-            }
+        let mut state = self.state();
+        let lacking = made.is_err();
+        if let Err(failure) = &made
+            && !state.lacking
+        {
+            tracing::warn!(%failure, "small shards get files of their own: there is no segment for them");
         }
-        true
+        state.lacking = lacking;
+        state.spare = made.ok();
+        !lacking
     }
 
     fn try_make_spare(&self, length: u64) -> Result<Spare, Failure> {
@@ -88,12 +89,13 @@ impl Core {
             }
             failure
         })?;
-        let name = || -> std::io::Result<Box<dyn Log>> {
+        let named = disk.open_log(&temporary).and_then(|log| {
             disk.rename(&temporary, &path(id))?;
-            disk.sync_directory(Path::new(super::DIRECTORY))?;
-            disk.open_log(&path(id))
-        };
-        let log = name().map_err(|error| self.shared.sync_failed("name a segment", &error))?;
+            Ok(log)
+        });
+        let log = named.map_err(|error| self.shared.write_failed("name a segment", &error))?;
+        let directory = disk.sync_directory(Path::new(super::DIRECTORY));
+        directory.map_err(|error| self.shared.sync_failed("make a segment's name durable", &error))?;
         Ok(Spare { id, mark, length, log })
     }
 
@@ -121,13 +123,16 @@ impl Core {
             }
         }
         for id in empty {
-            self.inputs().pop(&id);
             match self.shared.disk.remove(&path(id)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     let failure = self.shared.write_failed("remove a segment", &error);
                     tracing::warn!(%failure, "an empty segment stays");
                 }
-                _ => drop(self.state().segments.remove(&id)),
+                _ => {
+                    // In this order: whoever opened it meanwhile finds that it is not known any more.
+                    self.state().segments.remove(&id);
+                    self.inputs().pop(&id);
+                }
             }
         }
         for (id, dead) in sparse {

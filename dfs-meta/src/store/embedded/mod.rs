@@ -11,6 +11,7 @@ mod pending;
 mod tree;
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -162,16 +163,24 @@ impl Parts {
             if progress.expect("no code panics while it notes progress").ending {
                 return;
             }
-            let result = self.apply();
-            let mut progress = self.progress();
-            (progress.applying, progress.urgent) = (false, false);
-            progress.failure = result.err();
-            self.changed.notify_all();
-            if let Some(error) = &progress.failure {
-                tracing::error!(%error, "what was committed could not be applied; it is in the journal");
+            if !self.note(|| self.apply()) {
                 return;
             }
         }
+    }
+
+    /// Notes how `apply` ended, by a panic too, so that nobody waits for it in vain. Whether there will be more.
+    fn note(&self, apply: impl FnOnce() -> Result<(), StoreError>) -> bool {
+        let result = catch_unwind(AssertUnwindSafe(apply))
+            .unwrap_or_else(|_| Err(StoreError::Io("a panic while commits were applied".into())));
+        let mut progress = self.progress();
+        (progress.applying, progress.urgent) = (false, false);
+        progress.failure = result.err();
+        self.changed.notify_all();
+        if let Some(error) = &progress.failure {
+            tracing::error!(%error, "what was committed could not be applied; it is in the journal");
+        }
+        progress.failure.is_none()
     }
 
     /// Makes a batch that is durable visible to readers.

@@ -4,7 +4,7 @@
 //!
 //! Readers look into the newer table first, then into the older one, then into the tree. They hold no lock meanwhile: a
 //! table that has been applied lives on for those who read it. A reader sees at least every commit that had returned when
-//! it began.
+//! it began; but a key that is overwritten at that very moment may be missing from its table.
 
 use std::ops::Bound;
 use std::sync::{Arc, RwLock};

@@ -135,6 +135,16 @@ impl EmbeddedStore {
 }
 
 #[test]
+fn a_panic_while_applying_ends_commits_and_lets_nobody_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open_with_journal(directory.path(), 1 << 20, 8192).unwrap();
+    store.commit(&put(b"k", b"v"), &mut || ()).unwrap();
+    assert!(!store.parts.note(|| panic!("while applying")));
+    let failed = store.commit(&put(b"k", &[0; 5000]), &mut || ());
+    assert!(matches!(&failed, Err(StoreError::Io(why)) if why.contains("a panic")), "{failed:?}");
+}
+
+#[test]
 fn a_tree_that_fails_ends_commits_and_loses_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(directory.path(), 1 << 20).unwrap();
