@@ -6,10 +6,11 @@
 //! frames go first: what was read ahead must stay until its reader comes.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
+use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
@@ -17,6 +18,8 @@ use moka::sync::Cache;
 const FRAME_BLOCKS: u32 = (MAX_FRAME_DATA / BLOCK_SIZE) as u32;
 /// What a run of blocks takes besides its bytes.
 const RUN_OVERHEAD: usize = 256;
+/// So many bytes may come before what is too much goes: left to itself, the cache lets dozens of frames pass.
+const TIDY_AFTER: usize = 4 * MAX_FRAME_DATA;
 
 /// Consecutive blocks of a chunk, all in one frame. Each is whole but for the chunk's last.
 #[derive(Clone, Debug)]
@@ -90,29 +93,43 @@ pub(super) fn frames(range: Range<u32>) -> impl Iterator<Item = Range<u32>> {
     numbers.map(of_frame).map(cut).filter(|range| !range.is_empty())
 }
 
+/// The place of a frame in the cache, one as long as the frame is there. Emptied when the frame goes: the cache's own table
+/// frees what it held only when no thread looks at it any more, which may be many frames later.
+type Place = Arc<Mutex<Frame>>;
+
 /// Blocks that were read or written lately.
 #[derive(Debug)]
 pub(super) struct BlockCache {
     /// By chunk and number in the chunk.
-    frames: Cache<(u64, u32), Frame>,
-    /// Held while a frame is put together, so that of two runs which come to it at once none is lost.
-    joining: Mutex<()>,
+    frames: Cache<(u64, u32), Place>,
+    /// Held while a frame is put together, so that of two runs which come to it at once none is lost. Counts the bytes that
+    /// came since the cache was last made to look for what is too much.
+    joining: Mutex<usize>,
 }
 
 impl BlockCache {
-    /// A cache that takes about `capacity_bytes` of memory.
+    /// A cache that takes about `capacity_bytes` of memory, and up to [`TIDY_AFTER`] more.
     pub(super) fn new(capacity_bytes: usize) -> Self {
         let frames = Cache::builder()
             .max_capacity(capacity_bytes as u64)
-            .weigher(|_: &(u64, u32), frame: &Frame| frame.weight())
+            .weigher(|_: &(u64, u32), place: &Place| look_into(place).weight())
             .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(|_, place: Place, cause: RemovalCause| {
+                if cause.was_evicted() {
+                    // A name, so that it is freed when the place is unlocked again.
+                    let _gone = std::mem::take(&mut *look_into(&place));
+                }
+            })
             .build();
         Self { frames, joining: Mutex::default() }
     }
 
     /// What is here of the frame that `block` is in.
     pub(super) fn frame_of(&self, chunk: u64, block: u32) -> Frame {
-        self.frames.get(&(chunk, block / FRAME_BLOCKS)).unwrap_or_default()
+        self.frames
+            .get(&(chunk, block / FRAME_BLOCKS))
+            .map(|place| look_into(&place).clone())
+            .unwrap_or_default()
     }
 
     /// The blocks `range` of a chunk in order, if all are here.
@@ -134,14 +151,30 @@ impl BlockCache {
     pub(super) fn insert(&self, chunk: u64, run: Run) {
         let key = (chunk, run.first / FRAME_BLOCKS);
         debug_assert!(run.blocks().end.div_ceil(FRAME_BLOCKS) == key.1 + 1, "a run is of one frame");
-        let _joining = self.joining.lock().expect("nothing panics while it puts a frame together");
-        let frame = self.frames.get(&key).unwrap_or_default();
-        self.frames.insert(key, frame.with(run));
+        let mut since_tidy = self.joining.lock().expect("nothing panics while it puts a frame together");
+        let place = self.frames.get(&key).unwrap_or_default();
+        *since_tidy += run.data.len();
+        {
+            let mut frame = look_into(&place);
+            *frame = frame.with(run);
+        }
+        // Also when it is there already: it weighs more now.
+        self.frames.insert(key, place);
+        if *since_tidy >= TIDY_AFTER {
+            *since_tidy = 0;
+            self.frames.run_pending_tasks();
+        }
     }
+}
+
+fn look_into(place: &Place) -> MutexGuard<'_, Frame> {
+    place.lock().expect("nothing panics while it holds a frame")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn run(first: u32, length: usize) -> Run {
@@ -205,9 +238,48 @@ mod tests {
             let held: usize = cache
                 .frames
                 .iter()
-                .flat_map(|(_, frame)| frame.runs.iter().map(|run| run.data.len()).collect::<Vec<_>>())
+                .flat_map(|(_, place)| {
+                    look_into(&place).runs.iter().map(|run| run.data.len()).collect::<Vec<_>>()
+                })
                 .sum();
             assert!(held <= capacity && held > capacity / 2, "{held} bytes in pieces of {blocks} blocks");
         }
+    }
+
+    /// A buffer that counts its bytes while it is there.
+    struct Counted(&'static [u8], Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(self.0.len(), Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_it_lets_go_is_given_back_at_once_however_fast_blocks_come() {
+        static FRAME: [u8; MAX_FRAME_DATA] = [0; MAX_FRAME_DATA];
+        let (cache, held, most) =
+            (BlockCache::new(64 << 20), Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for chunk in 0..8 {
+                let (cache, held, most) = (&cache, &held, &most);
+                scope.spawn(move || {
+                    for first in (0..1000 * FRAME_BLOCKS).step_by(FRAME_BLOCKS as usize) {
+                        let now = held.fetch_add(MAX_FRAME_DATA, Ordering::Relaxed) + MAX_FRAME_DATA;
+                        most.fetch_max(now, Ordering::Relaxed);
+                        cache
+                            .insert(chunk, Run::new(first, Bytes::from_owner(Counted(&FRAME, held.clone()))));
+                    }
+                });
+            }
+        });
+        let most = most.into_inner() >> 20;
+        assert!(most <= 64 + 16, "{most} MiB in a cache of 64");
     }
 }
