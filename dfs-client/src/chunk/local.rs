@@ -102,12 +102,15 @@ impl LocalShards {
         }
         let shard = self.get(&name);
         if length <= MAX_AT_ONCE
-            && let Some(data) =
-                shard.as_ref().and_then(|shard| shard.read(offset, length, ReadWriteFlags::NOWAIT).ok())
+            && let Some(data) = shard.as_ref().and_then(|shard| {
+                shard.read(Vec::with_capacity(length as usize), offset, length, ReadWriteFlags::NOWAIT).ok()
+            })
         {
             return Some(data);
         }
         let (this, place) = (Arc::clone(self), Arc::clone(&self.reads).try_acquire_owned().ok()?);
+        // Taken here, not on one of many threads for blocking calls: each would get memory from a heap of its own.
+        let buffer = Vec::with_capacity(length as usize);
         let read = tokio::task::spawn_blocking(move || {
             // For as long as the thread is taken, whoever still waits for it.
             let _place = place;
@@ -115,7 +118,7 @@ impl LocalShards {
                 Some(shard) => shard,
                 None => this.open(name, shard_length)?,
             };
-            let read = shard.read(offset, length, ReadWriteFlags::empty());
+            let read = shard.read(buffer, offset, length, ReadWriteFlags::empty());
             if read.is_err() {
                 this.open_files().shards.pop(&name);
             }
@@ -209,9 +212,8 @@ impl LocalShards {
 }
 
 impl LocalShard {
-    /// Reads and verifies.
-    fn read(&self, offset: u64, length: u64, flags: ReadWriteFlags) -> io::Result<Bytes> {
-        let mut data = Vec::with_capacity(length as usize);
+    /// Reads `length` bytes into an empty buffer with room for them, and verifies.
+    fn read(&self, mut data: Vec<u8>, offset: u64, length: u64, flags: ReadWriteFlags) -> io::Result<Bytes> {
         while (data.len() as u64) < length {
             let at = u64::from(self.place.offset) + offset + data.len() as u64;
             if read_some(&self.file, &mut data, at, flags)? == 0 {
