@@ -6,8 +6,8 @@
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use dfs_proto::{ClusterId, Code, Failure, NodeId};
 use tokio::net::TcpListener;
@@ -21,10 +21,12 @@ use crate::node::{Member, Node};
 use crate::server;
 use crate::store::disk::Disk;
 use crate::store::identity::ClaimedDisk;
-use crate::store::{Buffers, LocalDisk, Reserve, Room, Store};
+use crate::store::{Buffers, Reserve, Room, Store};
 
 /// How long requests under way may take to end when the daemon is told to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether the disk is still in use.
+const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// A daemon that serves and is in its cluster.
 pub struct Running {
@@ -35,20 +37,37 @@ pub struct Running {
     stop: oneshot::Sender<()>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     heartbeats: tokio::task::JoinHandle<()>,
+    disk: Weak<dyn Disk>,
 }
 
 /// Starts a daemon; returns when it has joined and serves. While the metadata server is away, it waits, serving reads.
 pub async fn start(config: &Config) -> Result<Running, Failure> {
     let root = config.data.clone();
-    let (mut claimed, disk, buffers) = blocking(move || {
-        let claimed = ClaimedDisk::claim(&root)?;
-        let buffers = Buffers::default();
-        let disk = LocalDisk::open(&root, buffers.clone()).map_err(|error| {
-            Failure::new(Code::InputOutput, format!("cannot open {}: {error}", root.display()))
-        })?;
-        Ok((claimed, Arc::new(disk) as Arc<dyn Disk>, buffers))
-    })
-    .await?;
+    let buffers = Buffers::default();
+    let claim = {
+        let buffers = buffers.clone();
+        move || {
+            let claimed = ClaimedDisk::claim(&root)?;
+            let disk: Arc<dyn Disk> = Arc::new(claimed.open(buffers)?);
+            Ok((claimed, disk))
+        }
+    };
+    let (claimed, disk) = blocking(claim).await?;
+    let in_use = Arc::downgrade(&disk);
+    let running = serve(config, claimed, disk, buffers).await;
+    if running.is_err() {
+        released(&in_use).await;
+    }
+    running
+}
+
+/// Everything behind the claim.
+async fn serve(
+    config: &Config,
+    mut claimed: ClaimedDisk,
+    disk: Arc<dyn Disk>,
+    buffers: Buffers,
+) -> Result<Running, Failure> {
     let listener = server::listen(config.listen).await.map_err(|error| {
         Failure::new(Code::Unavailable, format!("listen: cannot listen on {}: {error}", config.listen))
     })?;
@@ -90,7 +109,7 @@ pub async fn start(config: &Config) -> Result<Running, Failure> {
         Err(_) => empty_room(&*disk, config.reserve),
     };
     let joined = introduction.join(&link, known, room).await?;
-    let claimed = blocking(move || claimed.join(joined.cluster, joined.node).map(|()| claimed)).await?;
+    blocking(move || claimed.join(joined.cluster, joined.node)).await?;
     if known.is_none() {
         local = enter(joined.cluster, joined.node).await?;
     }
@@ -98,16 +117,15 @@ pub async fn start(config: &Config) -> Result<Running, Failure> {
     let member = node.member()?;
     let heartbeats = Heartbeats::new(link, introduction, node.clone(), joined, member);
     let heartbeats = tokio::spawn(async move {
-        // The disk is ours for as long as this runs.
-        let (_claimed, _local) = (claimed, local);
+        let _open = local;
         heartbeats.run().await;
     });
     tracing::info!(cluster = %joined.cluster, node = %joined.node, "joined");
-    Ok(Running { address, node: joined.node, stop, server, heartbeats })
+    Ok(Running { address, node: joined.node, stop, server, heartbeats, disk: Arc::downgrade(&disk) })
 }
 
 impl Running {
-    /// Lets requests under way end, within a bound, and stops.
+    /// Lets requests under way end, within a bound, and stops; then the disk is free for the next one.
     pub async fn stop(self) {
         drop(self.stop);
         let mut server = self.server;
@@ -121,8 +139,9 @@ impl Running {
             }
         }
         self.heartbeats.abort();
-        // Wait, so that the disk is free for the next one when this returns. It was aborted: its result says nothing.
+        // It was aborted: its result says nothing.
         let _ = self.heartbeats.await;
+        released(&self.disk).await;
     }
 
     /// Returns when it has ended without being told, and why.
@@ -136,6 +155,18 @@ impl Running {
             Err(error) = &mut self.heartbeats => format!("the heartbeats ended: {error}"),
         };
         Failure::new(Code::InputOutput, why)
+    }
+}
+
+/// Waits, within a bound, until nobody uses the disk any more: a thread may just be at it.
+async fn released(disk: &Weak<dyn Disk>) {
+    let deadline = Instant::now() + STOP_DEADLINE;
+    while disk.strong_count() > 0 {
+        if Instant::now() > deadline {
+            tracing::warn!("the disk is still in use");
+            return;
+        }
+        tokio::time::sleep(RELEASE_POLL).await;
     }
 }
 

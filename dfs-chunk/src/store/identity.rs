@@ -1,15 +1,19 @@
 //! Whose disk this is. `identity.toml` in its root says which disk it is, and, from its first join on, of which cluster
 //! and which node. A directory with anything else in it is never taken for an empty disk; a lock keeps a second daemon
-//! away for as long as the first one lives.
+//! away for as long as the first one uses it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dfs_proto::{ClusterId, Code, Failure, NodeId};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use super::buffers::Buffers;
+use super::local_disk::LocalDisk;
 
 const IDENTITY: &str = "identity.toml";
 const TEMPORARY: &str = "identity.toml.new";
@@ -22,9 +26,11 @@ const MAX_LENGTH: u64 = 16 * 1024;
 pub struct ClaimedDisk {
     root: PathBuf,
     record: Record,
-    /// Held until the end.
-    _lock: Flock<File>,
+    lock: DiskLock,
 }
+
+/// Held by all that use the disk: while one of them is left, nobody else can claim it.
+pub(super) type DiskLock = Arc<Flock<File>>;
 
 /// The file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +78,16 @@ impl ClaimedDisk {
                 record
             }
         };
-        Ok(Self { root: root.to_owned(), record, _lock: lock })
+        Ok(Self { root: root.to_owned(), record, lock: Arc::new(lock) })
+    }
+
+    /// Its files; the disk stays claimed while this is there.
+    pub fn open(&self, buffers: Buffers) -> Result<LocalDisk, Failure> {
+        let opened = LocalDisk::open(&self.root, buffers);
+        let disk = opened.map_err(|error| {
+            Failure::new(Code::InputOutput, format!("cannot open {}: {error}", self.root.display()))
+        })?;
+        Ok(disk.holding(self.lock.clone()))
     }
 
     /// Made when the disk was formatted.
@@ -206,7 +221,10 @@ mod tests {
         disk.join(CLUSTER, NodeId(3)).unwrap();
         assert_eq!(disk.join(ClusterId([8; 16]), NodeId(3)).unwrap_err().code, Code::WrongCluster);
         assert_eq!(disk.join(CLUSTER, NodeId(4)).unwrap_err().code, Code::NodeRefused);
+        let files = disk.open(Buffers::default()).unwrap();
         drop(disk);
+        assert_eq!(ClaimedDisk::claim(&root).err().unwrap().code, Code::Busy, "its files are in use");
+        drop(files);
         let disk = ClaimedDisk::claim(&root).unwrap();
         assert_eq!((disk.disk(), disk.membership()), (id, Some((CLUSTER, NodeId(3)))));
     }

@@ -18,6 +18,7 @@ use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::buffers::{ALIGNMENT, Buffer, Buffers};
 use super::disk::{Disk, Input, Listed, Log, Output, ReadAhead, Space};
+use super::identity::DiskLock;
 
 /// Files from this length on are preallocated and written with direct I/O.
 const DIRECT_FROM: u64 = 256 * 1024;
@@ -26,13 +27,19 @@ const DIRECT_FROM: u64 = 256 * 1024;
 pub struct LocalDisk {
     root: PathBuf,
     buffers: Buffers,
+    _lock: Option<DiskLock>,
 }
 
 impl LocalDisk {
     /// Opens the directory, which must be there.
     pub fn open(root: &Path, buffers: Buffers) -> io::Result<Self> {
         File::open(root)?;
-        Ok(Self { root: root.to_owned(), buffers })
+        Ok(Self { root: root.to_owned(), buffers, _lock: None })
+    }
+
+    /// Keeps the disk locked for as long as this is there.
+    pub(super) fn holding(self, lock: DiskLock) -> Self {
+        Self { _lock: Some(lock), ..self }
     }
 }
 
