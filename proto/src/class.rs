@@ -1,10 +1,11 @@
-//! How a chunk is kept. Parsed from what people write (`replicated:3`), printed back the same.
+//! How a chunk is kept. Parsed from what people write (`replicated:3`, `ec:4+2`), printed back the same.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::common::Code;
 use crate::error::Failure;
+use crate::limits::BLOCK_SIZE;
 
 /// A class of redundancy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,16 +15,24 @@ pub enum Class {
         /// 1..=5
         copies: u32,
     },
+    /// Erasure coded: data shards, and parity shards any of which replaces any lost one.
+    Coded {
+        /// 2..=16
+        data: u32,
+        /// 1..=4
+        parity: u32,
+    },
 }
 
 impl Class {
     /// The name of the extended attribute that shows and sets a directory's class.
     pub const XATTR: &'static str = "dfs.class";
 
-    /// Shards that a chunk of this class has when nothing is missing.
+    /// Shards that a chunk of this class has when nothing is missing: 1..=20.
     pub fn shards(self) -> u32 {
         match self {
             Self::Replicated { copies } => copies,
+            Self::Coded { data, parity } => data + parity,
         }
     }
 
@@ -31,6 +40,7 @@ impl Class {
     pub fn needed_to_read(self) -> u32 {
         match self {
             Self::Replicated { .. } => 1,
+            Self::Coded { data, .. } => data,
         }
     }
 
@@ -39,10 +49,20 @@ impl Class {
         (self.needed_to_read() + 1).min(self.shards())
     }
 
-    /// Stored bytes for each byte of data, as a fraction (stored, data).
-    pub fn overhead(self) -> (u64, u64) {
+    /// What a chunk of `length` bytes is kept as where this class is asked for. A chunk that does not fill a row of cells
+    /// would make more shards than it has cells: it is kept as copies that stand the loss of as many nodes.
+    pub fn for_length(self, length: u64) -> Self {
         match self {
-            Self::Replicated { copies } => (copies.into(), 1),
+            Self::Coded { data, .. } if length < u64::from(data) * BLOCK_SIZE as u64 => self.as_copies(),
+            class => class,
+        }
+    }
+
+    /// The class of copies that stands the loss of as many nodes, and needs fewer of them.
+    pub fn as_copies(self) -> Self {
+        match self {
+            Self::Coded { parity, .. } => Self::Replicated { copies: parity + 1 },
+            class => class,
         }
     }
 }
@@ -57,6 +77,7 @@ impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Replicated { copies } => write!(f, "replicated:{copies}"),
+            Self::Coded { data, parity } => write!(f, "ec:{data}+{parity}"),
         }
     }
 }
@@ -65,18 +86,27 @@ impl FromStr for Class {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let bad = || {
-            Failure::new(
-                Code::Invalid,
-                format!("{text:?} is not a class: write replicated:N with N from 1 to 5"),
-            )
+        let parsed = match text.split_once(':') {
+            Some(("replicated", copies)) => number(copies, 1..=5).map(|copies| Self::Replicated { copies }),
+            Some(("ec", shards)) => shards.split_once('+').and_then(|(data, parity)| {
+                Some(Self::Coded { data: number(data, 2..=16)?, parity: number(parity, 1..=4)? })
+            }),
+            _ => None,
         };
-        let copies = text.strip_prefix("replicated:").ok_or_else(bad)?;
-        match copies.as_bytes() {
-            [digit @ b'1'..=b'5'] => Ok(Self::Replicated { copies: u32::from(digit - b'0') }),
-            _ => Err(bad()),
-        }
+        parsed.ok_or_else(|| {
+            let message = format!(
+                "{text:?} is not a class: write replicated:N with N from 1 to 5, or ec:K+M with K from 2 to 16 and M from \
+                 1 to 4"
+            );
+            Failure::new(Code::Invalid, message)
+        })
     }
+}
+
+/// A number as it is printed, in a range.
+fn number(text: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
+    let number = text.parse().ok().filter(|number| range.contains(number))?;
+    (number.to_string() == text).then_some(number)
 }
 
 #[cfg(test)]
@@ -85,7 +115,7 @@ mod tests {
 
     #[test]
     fn classes_are_printed_as_written() {
-        for text in ["replicated:1", "replicated:3", "replicated:5"] {
+        for text in ["replicated:1", "replicated:3", "replicated:5", "ec:2+1", "ec:4+2", "ec:16+4"] {
             assert_eq!(text.parse::<Class>().unwrap().to_string(), text);
         }
         for bad in [
@@ -97,6 +127,17 @@ mod tests {
             "replicated:03",
             "raid5",
             "Replicated:3",
+            "replicated:+3",
+            "ec:",
+            "ec:4",
+            "ec:4+",
+            "ec:1+1",
+            "ec:17+1",
+            "ec:4+0",
+            "ec:4+5",
+            "ec:04+2",
+            "ec:4+2+1",
+            "ec:4-2",
         ] {
             assert_eq!(bad.parse::<Class>().unwrap_err().code, Code::Invalid, "{bad}");
         }
@@ -106,5 +147,17 @@ mod tests {
     fn a_write_needs_one_to_spare_where_there_is_one() {
         let needed = |copies| Class::Replicated { copies }.needed_to_write();
         assert_eq!((needed(1), needed(2), needed(3), needed(5)), (1, 2, 2, 2));
+        assert_eq!(Class::Coded { data: 4, parity: 2 }.needed_to_write(), 5);
+        assert_eq!(Class::Coded { data: 2, parity: 1 }.needed_to_write(), 3);
+    }
+
+    #[test]
+    fn what_does_not_fill_a_row_is_copied() {
+        let class = Class::Coded { data: 4, parity: 2 };
+        let row = 4 * BLOCK_SIZE as u64;
+        assert_eq!(class.for_length(row), class);
+        assert_eq!(class.for_length(row - 1), Class::Replicated { copies: 3 });
+        let copies = Class::Replicated { copies: 2 };
+        assert_eq!((copies.for_length(1), copies.for_length(row)), (copies, copies));
     }
 }

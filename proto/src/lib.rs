@@ -10,6 +10,7 @@ pub mod ids;
 pub mod limits;
 pub mod local;
 pub mod name;
+pub mod stripe;
 
 /// Generated from `common.proto`: what several services share.
 #[allow(missing_docs, clippy::all)]
@@ -35,6 +36,7 @@ pub use common::{Attr, Code, Error, FileKind, Labels, NodeAddress, Time};
 pub use error::Failure;
 pub use ids::{ChunkId, ClusterId, Epoch, Ino, NodeId, SessionId, ShardIndex};
 pub use name::Name;
+pub use stripe::Stripe;
 
 /// Told when a session opens or a node joins; a server refuses one it does not know.
 pub const PROTOCOL_VERSION: u32 = 1;

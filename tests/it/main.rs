@@ -1,5 +1,6 @@
 //! Every test that crosses crates, as one binary: each starts a cluster of real daemons of its own.
 
+mod classes;
 mod crash;
 mod failure;
 mod library;

@@ -1,9 +1,10 @@
-//! One chunk to and from the nodes that keep it: replicas, chains, replacements, hedged reads, reads of this machine's
-//! files.
+//! One chunk to and from the nodes that keep it: replicas, chains, coded shards, replacements, hedged reads, reads of this
+//! machine's files.
 //!
 //! Knows chunks, blocks and nodes; knows nothing of files. What it returns was verified by checksum here; what it says
 //! is durable was acknowledged by the node as durable. It never makes bytes up.
 
+mod coded;
 mod latency;
 mod local;
 mod nodes;

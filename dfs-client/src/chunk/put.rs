@@ -1,6 +1,7 @@
 //! Writes one chunk to the nodes of its plan.
 //!
-//! A small chunk goes to all nodes at once, a large one to the first with the rest as its chain. When a node fails,
+//! A small chunk goes to all nodes at once, a large one to the first with the rest as its chain, and of a coded one each
+//! node gets its own shard. When a node fails,
 //! another one is asked for and gets the shard; fewer shards than the class wants are accepted only when no node is left,
 //! and never fewer than [`Class::needed_to_write`]. A shard counts once its node said that it is durable.
 
@@ -11,12 +12,13 @@ use std::time::{Duration, Instant};
 use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply, small_reply, small_request};
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::meta::{ChunkPlan, Replace, ShardPlan, reply, request};
-use dfs_proto::{Class, Code, Failure};
+use dfs_proto::{Class, Code, Failure, Stripe};
 use futures::future::join_all;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 
 use super::nodes::{Lane, Node};
-use super::{ChunkIo, PackedChunk};
+use super::packed::Frame;
+use super::{ChunkIo, PackedChunk, coded};
 
 /// A node that takes no byte and gives no answer for so long has failed. One that is gone is noticed sooner, by pings;
 /// this is for disks that hang, and longer than nodes wait for their own disk or for the next in the chain, so that the
@@ -31,7 +33,7 @@ const MAX_ROUNDS: usize = 8;
 
 /// What became of a shard on its way to a node.
 #[derive(Debug)]
-enum Outcome {
+pub(super) enum Outcome {
     Durable,
     /// The node failed: it is not asked again for this chunk.
     Failed(Failure),
@@ -40,7 +42,7 @@ enum Outcome {
 }
 
 /// A shard's index and the node that is to keep it.
-type Target = (u32, Arc<Node>);
+pub(super) type Target = (u32, Arc<Node>);
 
 impl ChunkIo {
     /// Writes `packed` as the chunk of `plan`; the shards that are durable, by index. CHUNK_REFUSED: the plan is over, take a
@@ -75,7 +77,7 @@ impl ChunkIo {
             if targets.is_empty() {
                 break;
             }
-            let outcomes = self.send(packed, plan.chunk, &plan.class, &targets).await;
+            let outcomes = self.send(packed, plan.chunk, class, &targets).await;
             for ((index, node), outcome) in targets.iter().zip(outcomes) {
                 match outcome {
                     Outcome::Durable => {
@@ -152,39 +154,43 @@ impl ChunkIo {
     }
 
     /// Sends the chunk to all targets.
-    async fn send(&self, packed: &PackedChunk, chunk: u64, class: &str, targets: &[Target]) -> Vec<Outcome> {
-        let header = |index, forward| PutHeader {
+    async fn send(&self, packed: &PackedChunk, chunk: u64, class: Class, targets: &[Target]) -> Vec<Outcome> {
+        let shard_header = |index, length, forward| PutHeader {
             cluster: self.cluster.to_bytes(),
             chunk,
             index,
-            class: class.to_owned(),
-            length: packed.length(),
+            class: class.to_string(),
+            length,
             forward,
         };
+        if let Some(stripe) = Stripe::new(class, packed.length()) {
+            let header = |index, length| shard_header(index, length, Vec::new());
+            return coded::send(packed, &stripe, header, targets).await;
+        }
+        let header = |index, forward| shard_header(index, packed.length(), forward);
         if packed.length() <= MAX_FRAME_DATA as u64 {
             let puts = targets.iter().map(|(index, node)| async move {
-                match put_small(node, packed, header(*index, Vec::new())).await {
-                    Ok(reply) => outcome_of(&reply, node, *index),
-                    Err(failure) => Outcome::Failed(failure),
-                }
+                Outcome::of(put_small(node, packed, header(*index, Vec::new())).await, node, *index)
             });
             return join_all(puts).await;
         }
         let Some(((first_index, first), rest)) = targets.split_first() else { return Vec::new() };
         let forward =
             rest.iter().map(|(index, node)| ForwardTo { node: Some(node.place()), index: *index }).collect();
-        match put_to(first, packed, header(*first_index, forward)).await {
+        let frames = stream::iter(packed.frames().to_vec());
+        match put_to(first, header(*first_index, forward), frames).await {
             Ok(reply) => {
                 let mut broken = false;
-                let outcomes = targets.iter().map(|(index, node)| match outcome_of(&reply, node, *index) {
-                    // Behind a node that failed, the others had no chance.
-                    Outcome::Failed(_) if broken => Outcome::Unknown,
-                    Outcome::Failed(failure) => {
-                        broken = true;
-                        Outcome::Failed(failure)
-                    }
-                    other => other,
-                });
+                let outcomes =
+                    targets.iter().map(|(index, node)| match Outcome::of_reply(&reply, node, *index) {
+                        // Behind a node that failed, the others had no chance.
+                        Outcome::Failed(_) if broken => Outcome::Unknown,
+                        Outcome::Failed(failure) => {
+                            broken = true;
+                            Outcome::Failed(failure)
+                        }
+                        other => other,
+                    });
                 outcomes.collect()
             }
             Err(failure) => std::iter::once(Outcome::Failed(failure))
@@ -210,14 +216,18 @@ async fn put_small(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) ->
     }
 }
 
-/// Streams the chunk to one node and waits for its answer while there is progress.
-async fn put_to(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) -> Result<PutReply, Failure> {
+/// Streams a shard to one node and waits for its answer while there is progress.
+pub(super) async fn put_to(
+    node: &Arc<Node>,
+    header: PutHeader,
+    frames: impl Stream<Item = Frame> + Send + 'static,
+) -> Result<PutReply, Failure> {
     let _under_way = node.begin(Lane::Bulk);
     let started = Instant::now();
     let progress_ms = Arc::new(AtomicU64::new(0));
     let mut header = Some(header);
     let taken = Arc::clone(&progress_ms);
-    let frames = stream::iter(packed.frames().to_vec()).map(move |frame| {
+    let frames = frames.map(move |frame| {
         taken.store(started.elapsed().as_millis() as u64, Ordering::Relaxed);
         PutFrame { header: header.take(), data: frame.data, block_crc32c: frame.block_crc32c }
     });
@@ -238,17 +248,27 @@ async fn put_to(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) -> Re
     }
 }
 
-/// What the answer says of one node.
-fn outcome_of(reply: &PutReply, node: &Node, index: u32) -> Outcome {
-    match reply.results.iter().find(|result| result.node == node.id && result.index == index) {
-        None => Outcome::Failed(Failure::new(
-            Code::Unavailable,
-            format!("{} did not say whether the shard is durable", node.name()),
-        )),
-        Some(result) => match result.error.clone().map(Failure::from) {
-            None => Outcome::Durable,
-            Some(failure) => Outcome::Failed(failure),
-        },
+impl Outcome {
+    /// Of a put to one node alone.
+    pub(super) fn of(answer: Result<PutReply, Failure>, node: &Node, index: u32) -> Self {
+        match answer {
+            Ok(reply) => Self::of_reply(&reply, node, index),
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+
+    /// What the answer says of one node.
+    fn of_reply(reply: &PutReply, node: &Node, index: u32) -> Self {
+        match reply.results.iter().find(|result| result.node == node.id && result.index == index) {
+            None => Self::Failed(Failure::new(
+                Code::Unavailable,
+                format!("{} did not say whether the shard is durable", node.name()),
+            )),
+            Some(result) => match result.error.clone().map(Failure::from) {
+                None => Self::Durable,
+                Some(failure) => Self::Failed(failure),
+            },
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads blocks of one chunk from whichever of its nodes serves them first and whole.
+//! Reads blocks of one chunk from whichever of its nodes serves them first and whole; coded chunks in `coded`.
 //!
 //! The nearest and quickest node is asked first; when it is slow the next one is asked too, when it fails the next one
 //! is asked at once. Every block is verified against the checksum that its writer computed. A shard that is missing or
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use dfs_proto::chunk::{ReadRequest, small_reply, small_request};
 use dfs_proto::limits::BLOCK_SIZE;
 use dfs_proto::meta::{ChunkPlan, ReportShard, ShardPlan, request};
-use dfs_proto::{Code, Failure};
+use dfs_proto::{Code, Failure, Stripe};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -52,13 +52,19 @@ impl ChunkIo {
     /// The blocks `range` of a chunk, at most a frame of them, in a buffer of their own. NOT_FOUND or CORRUPT: every node
     /// answered and none has them whole; another code: some node did not answer.
     pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Bytes, Failure> {
+        match Stripe::new(plan.class.parse()?, plan.length) {
+            Some(stripe) => self.read_coded(plan, &stripe, range).await,
+            None => self.read_copies(plan, range).await,
+        }
+    }
+
+    async fn read_copies(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Bytes, Failure> {
         let mut candidates: Vec<(Arc<Node>, &ShardPlan)> = plan
             .shards
             .iter()
             .filter_map(|shard| Some((self.nodes.get(shard.node.as_ref()?).ok()?, shard)))
             .collect();
-        let (_, length) = bytes_of(plan, &range);
-        let lane = Lane::of_read(length);
+        let lane = Lane::of_read(bytes_of(plan.length, &range).1);
         sort_for_read(plan.chunk.wrapping_add(u64::from(range.start / PLACE_BLOCKS)), lane, &mut candidates);
         candidates.reverse();
         let mut failures = Vec::new();
@@ -67,15 +73,13 @@ impl ChunkIo {
         loop {
             if running.is_empty() {
                 match candidates.pop() {
-                    Some((node, shard)) => running.push(self.read_shard(node, plan, shard, range.clone())),
-                    None => return Err(self.no_copy_left(plan, failures)),
+                    Some((node, shard)) => {
+                        running.push(self.read_shard(node, plan, shard.index, plan.length, range.clone()))
+                    }
+                    None => return Err(unreadable(plan, failures)),
                 }
             }
-            let hedge_after = candidates.last().map(|(node, _)| {
-                let transfer = HEDGE_PER_BLOCK * range.len() as u32;
-                (node.latency(lane) * HEDGE_FACTOR + transfer)
-                    .clamp(MIN_HEDGE_AFTER + transfer, MAX_HEDGE_AFTER)
-            });
+            let hedge_after = candidates.last().map(|(node, _)| hedge_after(node, lane, range.len()));
             tokio::select! {
                 biased;
                 Some(answer) = running.next() => match answer {
@@ -85,8 +89,7 @@ impl ChunkIo {
                 () = tokio::time::sleep(hedge_after.unwrap_or_default()), if hedge_after.is_some() && hedges.is_empty() => {
                     if let (Some(hedge), Some((node, shard))) = (self.hedge(), candidates.pop()) {
                         tracing::debug!(chunk = plan.chunk, node = node.id, "a slow read is hedged");
-                        self.reports.all_hedges.fetch_add(1, Ordering::Relaxed);
-                        running.push(self.read_shard(node, plan, shard, range.clone()));
+                        running.push(self.read_shard(node, plan, shard.index, plan.length, range.clone()));
                         hedges.push(hedge);
                     }
                 }
@@ -100,38 +103,29 @@ impl ChunkIo {
         self.reports.all_hedges.load(Ordering::Relaxed)
     }
 
-    /// The failure to return when every copy failed.
-    fn no_copy_left(&self, plan: &ChunkPlan, failures: Vec<Failure>) -> Failure {
-        let definite = failures.iter().all(|failure| matches!(failure.code, Code::NotFound | Code::Corrupt));
-        let code = match failures.first() {
-            Some(first) if definite => first.code,
-            _ => Code::Unavailable,
-        };
-        let reasons: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
-        let reasons =
-            if reasons.is_empty() { "the plan names no node".to_owned() } else { reasons.join("; ") };
-        Failure::new(code, format!("no copy of chunk {} could be read: {reasons}", plan.chunk))
-    }
-
     /// A place among the hedges in flight, or `None` when there are enough.
-    fn hedge(&self) -> Option<Hedge<'_>> {
+    pub(super) fn hedge(&self) -> Option<Hedge<'_>> {
         let hedge = Hedge(&self.reports.hedges);
-        (self.reports.hedges.fetch_add(1, Ordering::Relaxed) < MAX_HEDGES).then_some(hedge)
+        let is_free = self.reports.hedges.fetch_add(1, Ordering::Relaxed) < MAX_HEDGES;
+        self.reports.all_hedges.fetch_add(usize::from(is_free), Ordering::Relaxed);
+        is_free.then_some(hedge)
     }
 
-    /// The blocks from one node. Its health, latency and bad shards are noted.
-    async fn read_shard(
+    /// Some blocks of a shard of `length` bytes from one node. Its health, latency and bad shards are noted.
+    pub(super) async fn read_shard(
         &self,
         node: Arc<Node>,
         plan: &ChunkPlan,
-        shard: &ShardPlan,
+        index: u32,
+        length: u64,
         range: Range<u32>,
     ) -> Result<Bytes, Failure> {
+        let part = bytes_of(length, &range);
         // It says nothing of the daemon's health.
-        if let Some(data) = self.read_here(&node, plan, shard.index, &range).await {
+        if let Some(data) = self.read_here(&node, plan.chunk, index, length, part).await {
             return Ok(data);
         }
-        let answer = self.fetch(&node, plan, shard.index, range).await;
+        let answer = self.fetch(&node, plan.chunk, index, part).await;
         match &answer {
             Ok(_) => node.succeeded(),
             Err(failure) if matches!(failure.code, Code::NotFound | Code::Corrupt) => {
@@ -150,18 +144,18 @@ impl ChunkIo {
     async fn read_here(
         &self,
         node: &Arc<Node>,
-        plan: &ChunkPlan,
+        chunk: u64,
         index: u32,
-        range: &Range<u32>,
+        shard_length: u64,
+        (offset, length): (u64, u64),
     ) -> Option<Bytes> {
         if !node.is_here {
             return None;
         }
-        let (offset, length) = bytes_of(plan, range);
         let lane = Lane::of_read(length);
         let mut under_way = node.begin_read(lane);
-        let name = ShardName { node: node.id, chunk: plan.chunk, index };
-        let read = self.local.read(name, plan.length, offset, length);
+        let name = ShardName { node: node.id, chunk, index };
+        let read = self.local.read(name, shard_length, offset, length);
         let Ok(data) = tokio::time::timeout(STALL_TIMEOUT, read).await else {
             let text = format!("the disk of {} gave nothing for {STALL_TIMEOUT:?}", node.name());
             node.failed(&Failure::new(Code::InputOutput, text), self.cluster);
@@ -176,15 +170,13 @@ impl ChunkIo {
     async fn fetch(
         &self,
         node: &Arc<Node>,
-        plan: &ChunkPlan,
+        chunk: u64,
         index: u32,
-        range: Range<u32>,
+        (offset, length): (u64, u64),
     ) -> Result<Bytes, Failure> {
-        let (offset, length) = bytes_of(plan, &range);
         let lane = Lane::of_read(length);
         let mut under_way = node.begin_read(lane);
-        let request =
-            ReadRequest { cluster: self.cluster.to_bytes(), chunk: plan.chunk, index, offset, length };
+        let request = ReadRequest { cluster: self.cluster.to_bytes(), chunk, index, offset, length };
         let read = node.exchange(lane, small_request::Op::Read(request));
         let answer = tokio::time::timeout(STALL_TIMEOUT, read).await.map_err(|_| {
             let text = format!("{} sent nothing for {STALL_TIMEOUT:?}", node.name());
@@ -197,7 +189,7 @@ impl ChunkIo {
         };
         under_way.answered();
         verify(&frame.data, &frame.block_crc32c, length).map_err(|what| {
-            Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {}", node.name(), plan.chunk))
+            Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {chunk}", node.name()))
         })?;
         // What arrives lies somewhere in a buffer of the connection's, which may be several times as large.
         Ok(Bytes::copy_from_slice(&frame.data))
@@ -224,8 +216,26 @@ impl ChunkIo {
     }
 }
 
+/// The failure to return when too little of a chunk could be read.
+pub(super) fn unreadable(plan: &ChunkPlan, failures: Vec<Failure>) -> Failure {
+    let definite = failures.iter().all(|failure| matches!(failure.code, Code::NotFound | Code::Corrupt));
+    let code = match failures.first() {
+        Some(first) if definite => first.code,
+        _ => Code::Unavailable,
+    };
+    let reasons: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
+    let reasons = if reasons.is_empty() { "the plan names no node".to_owned() } else { reasons.join("; ") };
+    Failure::new(code, format!("chunk {} could not be read: {reasons}", plan.chunk))
+}
+
+/// How long to wait for the answer of others before `next` is asked too.
+pub(super) fn hedge_after(next: &Node, lane: Lane, blocks: usize) -> Duration {
+    let transfer = HEDGE_PER_BLOCK * blocks as u32;
+    (next.latency(lane) * HEDGE_FACTOR + transfer).clamp(MIN_HEDGE_AFTER + transfer, MAX_HEDGE_AFTER)
+}
+
 /// Counts a hedge in flight.
-struct Hedge<'a>(&'a AtomicUsize);
+pub(super) struct Hedge<'a>(&'a AtomicUsize);
 
 impl Drop for Hedge<'_> {
     fn drop(&mut self) {
@@ -233,9 +243,9 @@ impl Drop for Hedge<'_> {
     }
 }
 
-/// Offset and length of some blocks of a chunk.
-fn bytes_of(plan: &ChunkPlan, range: &Range<u32>) -> (u64, u64) {
-    let at = |block: u32| (u64::from(block) * BLOCK_SIZE as u64).min(plan.length);
+/// Offset and length of some blocks of a shard of `length` bytes.
+fn bytes_of(length: u64, range: &Range<u32>) -> (u64, u64) {
+    let at = |block: u32| (u64::from(block) * BLOCK_SIZE as u64).min(length);
     (at(range.start), at(range.end) - at(range.start))
 }
 

@@ -214,6 +214,7 @@ impl Job {
         let class = self.class.clone()?;
         let started = Instant::now();
         let (packed, placements) = self.pack().await?;
+        let mut class = class.for_length(packed.length());
         let mut digest = None;
         let (mut refusals, mut wait) = (0, RETRY_AFTER);
         loop {
@@ -228,6 +229,11 @@ impl Job {
                     tracing::info!(%failure, "a chunk id was refused: taking fresh ones");
                     refusals += 1;
                     plane.ids.forget(class);
+                }
+                // As copies it needs fewer nodes, and stands the loss of as many.
+                Err(failure) if class != class.as_copies() && lacks_nodes(&failure) => {
+                    tracing::warn!(%failure, %class, "too few nodes for coded shards: copies are kept instead");
+                    class = class.as_copies();
                 }
                 Err(failure) if failure.is_transient() && !plane.settings.is_over(started) => {
                     tracing::warn!(%failure, "an upload failed and is tried again");
@@ -319,6 +325,11 @@ impl Job {
             )),
         }
     }
+}
+
+/// Whether nodes were missing or full.
+fn lacks_nodes(failure: &Failure) -> bool {
+    matches!(failure.code, Code::TooFewNodes | Code::NoSpace | Code::Unavailable)
 }
 
 /// The chunk's SHA-256, on a thread of its own when it takes long.

@@ -176,7 +176,8 @@ impl DataPlane {
     /// A file has dirty bytes now. Called under the file's lock.
     fn became_dirty(&self, inode: Arc<InodeData>, class: Option<Class>) {
         if let Some(class) = class {
-            self.ids.prepare(class, &self.runtime);
+            // Most files are short.
+            self.ids.prepare(class.for_length(0), &self.runtime);
         }
         self.dirty().insert(inode.ino(), inode);
     }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use dfs_proto::limits::{MAX_COMMIT_CHUNKS, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
+use dfs_proto::limits::{BLOCK_SIZE, MAX_COMMIT_CHUNKS, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
 use dfs_proto::meta::{
     Allocated, ChunkPlan, Commit, Committed, Done, Extent, FileCommit, FileResult, Plan, PlanReply,
     ReportShard, SealedChunk, ShardPlan, reply, request,
 };
-use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, extent};
+use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, Stripe, extent, stripe};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
@@ -257,14 +257,31 @@ impl FakeMeta {
         let indexes: HashSet<_> = sealed.shards.iter().map(|shard| shard.index).collect();
         let places: HashSet<_> = sealed.shards.iter().map(|shard| shard.node).collect();
         assert!(indexes.len() == sealed.shards.len() && places.len() == sealed.shards.len(), "{sealed:?}");
+        let mut shards_data = HashMap::new();
         let shards = sealed.shards.iter().map(|shard| {
             let node = self.nodes.iter().find(|node| node.id == shard.node).expect("a node of the cluster");
             let stored = node.shard(sealed.chunk).expect("a shard that is named is there");
-            assert_eq!((stored.index, stored.data.len() as u64), (shard.index, sealed.length));
-            assert_eq!(Sha256::digest(&stored.data)[..], sealed.sha256[..]);
+            let length = stripe::shard_length(class, sealed.length, shard.index);
+            assert_eq!((stored.index, stored.data.len() as u64), (shard.index, length));
+            match class {
+                Class::Replicated { .. } => assert_eq!(Sha256::digest(&stored.data)[..], sealed.sha256[..]),
+                Class::Coded { .. } => drop(shards_data.insert(shard.index, stored.data)),
+            }
             ShardPlan { index: shard.index, node: Some(node.place()) }
         });
-        shards.collect()
+        let shards = shards.collect();
+        if let Some(stripe) = Stripe::new(class, sealed.length)
+            && (0..stripe.data_shards()).all(|shard| shards_data.contains_key(&shard))
+        {
+            let mut digest = Sha256::new();
+            for block in 0..stripe.cells() {
+                let (shard, row) = stripe.place_of(block);
+                let start = row as usize * BLOCK_SIZE;
+                digest.update(&shards_data[&shard][start..start + stripe.cell_length(shard, row)]);
+            }
+            assert_eq!(digest.finalize()[..], sealed.sha256[..]);
+        }
+        shards
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use dfs_proto::meta::{Commit, Committed, Extent, FileCommit, FileResult, SealedChunk};
-use dfs_proto::{ChunkId, Class, Code, Failure, FileKind, Ino, NodeId, Timestamp, limits};
+use dfs_proto::{ChunkId, Class, Code, Failure, FileKind, Ino, NodeId, Timestamp, limits, stripe};
 
 use super::extents::Ledger;
 use super::{Context, extents, garbage, inode};
@@ -24,7 +24,7 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Commit) -> Result<Committe
 
     let mut ledger = Ledger::default();
     for (sealed, chunk) in &chunks {
-        seal(cx, sealed, chunk.clone());
+        seal(cx, sealed, chunk.clone())?;
         ledger.touch(ChunkId(sealed.chunk));
     }
     let mut files = Vec::with_capacity(request.files.len());
@@ -124,13 +124,17 @@ fn load_planned(cx: &mut Context<'_, '_>, sealed: &SealedChunk) -> Result<Chunk,
             class.needed_to_write()
         )));
     }
+    if class.for_length(sealed.length) != class {
+        return Err(invalid(format!("chunk {id} of {} bytes is too short for {class}", sealed.length)));
+    }
     Ok(chunk)
 }
 
 /// The chunk is durable where the client says so. Planned shards that were not written there are removed, whatever is
 /// left of them.
-fn seal(cx: &mut Context<'_, '_>, sealed: &SealedChunk, mut chunk: Chunk) {
+fn seal(cx: &mut Context<'_, '_>, sealed: &SealedChunk, mut chunk: Chunk) -> Result<(), Failure> {
     let id = ChunkId(sealed.chunk);
+    let class: Class = chunk.class.parse()?;
     garbage::dequeue(cx, id, &mut chunk);
     for planned in &chunk.shards {
         if sealed.shards.iter().all(|shard| shard.node != planned.node) {
@@ -143,11 +147,13 @@ fn seal(cx: &mut Context<'_, '_>, sealed: &SealedChunk, mut chunk: Chunk) {
     chunk.shards = Vec::with_capacity(sealed.shards.len());
     for shard in &sealed.shards {
         chunk.shards.push(Shard { index: shard.index, node: shard.node, ..Shard::default() });
-        let held = Held { index: shard.index, length: sealed.length, since_ms: cx.now_ms(), lost: false };
+        let length = stripe::shard_length(class, sealed.length, shard.index);
+        let held = Held { index: shard.index, length, since_ms: cx.now_ms(), lost: false };
         cx.tx.put(keys::held(NodeId(shard.node), id), &held);
     }
     chunk.shards.sort_by_key(|shard| shard.index);
     cx.tx.put(keys::chunk(id), &chunk);
+    Ok(())
 }
 
 fn commit_file(

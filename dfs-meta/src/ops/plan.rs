@@ -1,12 +1,12 @@
 //! Where a file's bytes are: its extents with the nodes of their chunks' shards, for reading.
 //!
 //! Extents are shown whole, also where the range asked for begins or ends inside one. Shards reported lost are left
-//! out, unless all of a chunk's are: then any of them may still hold the blocks somebody wants.
+//! out, unless too few others are left: then any of them may still hold the blocks somebody wants.
 
 use std::collections::HashMap;
 
 use dfs_proto::meta::{ChunkPlan, Plan, PlanReply, ShardPlan};
-use dfs_proto::{ChunkId, Code, Failure, FileKind, Ino, NodeAddress, NodeId, limits};
+use dfs_proto::{ChunkId, Class, Code, Failure, FileKind, Ino, NodeAddress, NodeId, limits};
 use prost::Message;
 
 use super::{Context, extents, inode};
@@ -102,9 +102,12 @@ impl Nodes {
         id: ChunkId,
         chunk: &Chunk,
     ) -> Result<ChunkPlan, Failure> {
-        let any_good = chunk.shards.iter().any(|shard| !shard.lost);
+        let class: Class = chunk.class.parse()?;
+        let good = chunk.shards.iter().filter(|shard| !shard.lost).count();
+        // Where too little is left, what is lost may still have some bytes.
+        let enough = good >= class.needed_to_read() as usize;
         let mut shards = Vec::with_capacity(chunk.shards.len());
-        for shard in chunk.shards.iter().filter(|shard| !shard.lost || !any_good) {
+        for shard in chunk.shards.iter().filter(|shard| !shard.lost || !enough) {
             let node = Some(self.address(cx, NodeId(shard.node))?);
             shards.push(ShardPlan { index: shard.index, node });
         }

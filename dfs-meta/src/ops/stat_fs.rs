@@ -46,7 +46,8 @@ pub(super) fn usable(mut space: Vec<u64>, class: Class) -> u64 {
             break;
         }
     }
-    u64::try_from(sum / shards).unwrap_or(u64::MAX)
+    // Each shard bears its part of the chunk.
+    u64::try_from(sum / shards * u128::from(class.needed_to_read())).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -70,6 +71,11 @@ mod tests {
         assert_eq!(usable(vec![10, 7], class(3)), 7, "two copies are enough to write");
         assert_eq!(usable(vec![10], class(3)), 0);
         assert_eq!(usable(vec![], class(1)), 0);
+        let coded = Class::Coded { data: 4, parity: 2 };
+        assert_eq!(usable(vec![10; 6], coded), 40);
+        assert_eq!(usable(vec![10; 5], coded), 40, "one parity shard is enough to write");
+        assert_eq!(usable(vec![10; 4], coded), 0);
+        assert_eq!(usable(vec![10; 12], coded), 80);
         assert_eq!(usable(vec![u64::MAX, u64::MAX], class(1)), u64::MAX);
     }
 

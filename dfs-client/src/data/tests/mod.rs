@@ -1,5 +1,6 @@
 //! The data plane over a cluster in memory: against a model, with nodes and servers that fail.
 
+mod coded;
 mod failures;
 mod model;
 mod reading;
@@ -34,7 +35,12 @@ impl Bench {
 
     /// A fresh file, open on this client.
     fn create(&self, ino: u64) -> Arc<InodeData> {
-        self.plane.open(&self.meta.create(ino, "replicated:3"), None)
+        self.create_as(ino, "replicated:3")
+    }
+
+    /// The same, of a class.
+    fn create_as(&self, ino: u64, class: &str) -> Arc<InodeData> {
+        self.plane.open(&self.meta.create(ino, class), None)
     }
 
     /// Another client of the same cluster, which has nothing cached.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dfs_proto::{ChunkId, Class, NodeId};
+use dfs_proto::{ChunkId, Class, NodeId, stripe};
 
 use super::super::counters;
 use super::each;
@@ -73,9 +73,14 @@ impl Walk {
     fn chunk(&mut self, id: ChunkId, chunk: &Chunk) {
         self.last_chunk = id.0;
         let mut wrong = Vec::new();
-        if chunk.class.parse::<Class>().is_err() {
+        let class = chunk.class.parse::<Class>();
+        if class.is_err() {
             wrong.push(format!("is of no class: {:?}", chunk.class));
         }
+        let shard_length = |index| match &class {
+            Ok(class) => stripe::shard_length(*class, chunk.length, index),
+            Err(_) => chunk.length,
+        };
         let state = chunk.state();
         let waits = matches!(state, ChunkState::Planned | ChunkState::Garbage);
         let due = self.due.remove(&id);
@@ -101,7 +106,7 @@ impl Walk {
                 wrong.push(format!("has shard {} twice", shard.index));
             }
             let fits = held.is_some_and(|held| {
-                (held.index, held.length, held.lost) == (shard.index, chunk.length, shard.lost)
+                (held.index, held.length, held.lost) == (shard.index, shard_length(shard.index), shard.lost)
             });
             if sealed && !fits || state == ChunkState::Planned && held.is_some() {
                 wrong.push(format!("is {state:?}, but node {node} should hold {held:?}"));
