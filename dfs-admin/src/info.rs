@@ -189,11 +189,11 @@ fn tables(info: &Info) -> String {
     text += &table(&["offset", "length", "chunk", "chunk offset"], &[0, 1, 2, 3], extents);
     let chunk = |chunk: &ChunkPlan| {
         let nodes: Vec<String> = chunk.shards.iter().map(|shard| node_name(shard.node.as_ref())).collect();
-        vec![chunk.chunk.to_string(), chunk.length.to_string(), chunk.class.clone(), nodes.join(", ")]
+        vec![chunk.chunk.to_string(), chunk.length.to_string(), chunk.redundancy.clone(), nodes.join(", ")]
     };
     let chunks = info.chunks.values().take(SHOWN).map(chunk).collect();
     text += &format!("  chunks    {}\n", count(info.chunks.len(), info.complete));
-    text + &table(&["chunk", "length", "class", "nodes"], &[0, 1], chunks)
+    text + &table(&["chunk", "length", "kept as", "nodes"], &[0, 1], chunks)
 }
 
 fn count(count: usize, complete: bool) -> String {
@@ -228,7 +228,7 @@ fn json(info: &Info) -> Value {
             json!({ "index": shard.index, "node": node.node, "address": node.address, "host": host })
         };
         let shards: Vec<Value> = chunk.shards.iter().map(shard).collect();
-        json!({ "chunk": chunk.chunk, "length": chunk.length, "class": chunk.class, "shards": shards })
+        json!({ "chunk": chunk.chunk, "length": chunk.length, "redundancy": chunk.redundancy, "shards": shards })
     };
     json!({
         "inode": attr.ino, "kind": kind_name(attr), "mode": attr.mode, "uid": attr.uid, "gid": attr.gid,
@@ -260,7 +260,7 @@ mod tests {
         let chunk = ChunkPlan {
             chunk: 41,
             length: 5,
-            class: "replicated:3".into(),
+            redundancy: "replicated:3".into(),
             shards: vec![ShardPlan { index: 0, node: Some(node) }],
         };
         let info = Info {

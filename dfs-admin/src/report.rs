@@ -2,7 +2,7 @@
 //!
 //! The JSON's field names are an interface: they are only ever added to.
 
-use dfs_proto::Class;
+use dfs_proto::Redundancy;
 use dfs_proto::meta::{ClassStatus, ClusterStatus, NodeState, NodeStatus, SessionStatus};
 use serde::Serialize;
 
@@ -211,7 +211,7 @@ fn judge(status: &ClusterStatus) -> (Health, Vec<String>) {
         }
         let exposed = class.by_spare.first().copied().unwrap_or(0);
         // A class without redundancy is always exposed: that was chosen.
-        let tolerates = name.parse::<Class>().map_or(0, |class| class.shards() - class.needed_to_read());
+        let tolerates = name.parse::<Redundancy>().map_or(0, |class| class.shards() - class.needed_to_read());
         if exposed > 0 && tolerates > 0 {
             because(
                 Health::AtRisk,

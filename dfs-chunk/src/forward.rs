@@ -100,7 +100,7 @@ impl Chain {
             cluster: order.header.cluster.to_bytes(),
             chunk: order.header.key.chunk.0,
             index: next.index.0,
-            class: order.header.class.to_string(),
+            redundancy: order.header.redundancy.to_string(),
             length: order.header.length.into(),
             forward: behind.iter().map(forward_to).collect(),
         };

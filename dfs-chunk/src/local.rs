@@ -113,7 +113,7 @@ mod tests {
     use bytes::Bytes;
     use dfs_proto::limits::BLOCK_SIZE;
     use dfs_proto::local::{REQUEST_LENGTH, ShardPlace};
-    use dfs_proto::{ChunkId, Class, ShardIndex};
+    use dfs_proto::{ChunkId, Redundancy, ShardIndex};
     use nix::sys::socket::{ControlMessageOwned, connect, recvmsg, send};
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
@@ -132,8 +132,8 @@ mod tests {
         for &chunk in chunks {
             let data = content(chunk);
             let key = ShardKey { chunk: ChunkId(chunk), index: ShardIndex(3) };
-            let class = Class::Replicated { copies: 5 };
-            let header = ShardHeader { cluster: CLUSTER, key, class, length: data.len() as u32 };
+            let redundancy = Redundancy::Replicated { copies: 5 };
+            let header = ShardHeader { cluster: CLUSTER, key, redundancy, length: data.len() as u32 };
             let mut incoming = store.receive(header).await.unwrap();
             let crc32c = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
             incoming.append(Blocks { data: Bytes::from(data), crc32c, held: None }).await;

@@ -2,7 +2,7 @@
 
 use dfs_proto::chunk::{ForwardTo, PutHeader, ReadRequest};
 use dfs_proto::limits::{BLOCK_SIZE, MAX_CHUNK_LENGTH, MAX_FRAME_DATA};
-use dfs_proto::{ChunkId, Class, ClusterId, Code, Failure, NodeId, ShardIndex};
+use dfs_proto::{ChunkId, ClusterId, Code, Failure, NodeId, Redundancy, ShardIndex};
 
 use crate::store::shard_file::{ShardHeader, ShardKey};
 use crate::store::{Blocks, first_bad_block};
@@ -47,10 +47,10 @@ impl PutOrder {
     /// Checks a header. INVALID, WRONG_CLUSTER.
     pub(crate) fn parse(header: PutHeader, cluster: ClusterId, this: NodeId) -> Result<Self, Failure> {
         check_cluster(&header.cluster, cluster)?;
-        let class: Class = header.class.parse()?;
-        let check_index = |index: u32| match index < class.shards() {
+        let redundancy: Redundancy = header.redundancy.parse()?;
+        let check_index = |index: u32| match index < redundancy.shards() {
             true => Ok(ShardIndex(index)),
-            false => Err(invalid(format!("a chunk of class {class} has no shard {index}"))),
+            false => Err(invalid(format!("a chunk of redundancy {redundancy} has no shard {index}"))),
         };
         if header.length == 0 || header.length > MAX_CHUNK_LENGTH {
             return Err(invalid(format!(
@@ -61,9 +61,9 @@ impl PutOrder {
         if header.chunk == 0 {
             return Err(invalid("0 is not a chunk"));
         }
-        if header.forward.len() >= class.shards() as usize {
+        if header.forward.len() >= redundancy.shards() as usize {
             return Err(invalid(format!(
-                "a chunk of class {class} has no {} shards",
+                "a chunk of redundancy {redundancy} has no {} shards",
                 header.forward.len() + 1
             )));
         }
@@ -80,7 +80,7 @@ impl PutOrder {
             chain.push(next);
         }
         let key = ShardKey { chunk: ChunkId(header.chunk), index: check_index(header.index)? };
-        let header = ShardHeader { cluster, key, class, length: header.length as u32 };
+        let header = ShardHeader { cluster, key, redundancy, length: header.length as u32 };
         Ok(Self { header, chain, taken: 0 })
     }
 
@@ -179,7 +179,7 @@ mod tests {
             cluster: CLUSTER.to_bytes(),
             chunk: 5,
             index: 0,
-            class: "replicated:3".into(),
+            redundancy: "replicated:3".into(),
             length,
             forward: forward.collect(),
         }
@@ -200,12 +200,12 @@ mod tests {
         assert_eq!(code(header(0, &[])), Code::Invalid);
         assert_eq!(code(header(MAX_CHUNK_LENGTH + 1, &[])), Code::Invalid);
         assert_eq!(code(header(u64::MAX, &[])), Code::Invalid);
-        assert_eq!(code(header(1, &[2, 3, 4])), Code::Invalid, "more shards than the class has");
+        assert_eq!(code(header(1, &[2, 3, 4])), Code::Invalid, "more shards than the redundancy has");
         assert_eq!(code(header(1, &[2, 2])), Code::Invalid);
         assert_eq!(code(header(1, &[1])), Code::Invalid, "this node");
         assert_eq!(code(PutHeader { index: 3, ..header(1, &[]) }), Code::Invalid);
         assert_eq!(code(PutHeader { chunk: 0, ..header(1, &[]) }), Code::Invalid);
-        assert_eq!(code(PutHeader { class: "raid5".into(), ..header(1, &[]) }), Code::Invalid);
+        assert_eq!(code(PutHeader { redundancy: "raid5".into(), ..header(1, &[]) }), Code::Invalid);
         assert_eq!(
             code(PutHeader { cluster: Bytes::from_static(&[2; 16]), ..header(1, &[]) }),
             Code::WrongCluster

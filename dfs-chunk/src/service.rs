@@ -25,7 +25,7 @@ use crate::store::{Blocks, Incoming};
 const PEER_DEADLINE: Duration = Duration::from_secs(40);
 /// How long a request may wait for its turn.
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
-/// The longest chain behind a node: a class has at most 5 shards.
+/// The longest chain behind a node: a redundancy has at most 5 shards.
 const MAX_CHAIN: usize = 4;
 /// Requests at work of one stream of small ones; more wait in the connection.
 const MAX_EXCHANGED: usize = 32;

@@ -107,7 +107,7 @@ impl Rig {
             Arc::new(EmbeddedStore::open(directory, cache_bytes).expect("open the store"));
         let mut settings = Settings::default();
         let cluster = ClusterId([1; 16]);
-        let live = startup::prepare(&*store, &mut settings, cluster, Class::default(), Timestamp::now())
+        let live = startup::prepare(&*store, &mut settings, cluster, &Class::default(), Timestamp::now())
             .expect("prepare the store");
         let space = Arc::new(Space::set_aside(store.clone(), 0).expect("nothing is asked for"));
         let machine = Machine::start(store.clone(), live, settings, space).expect("start the machine");

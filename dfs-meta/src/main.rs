@@ -71,7 +71,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     );
     let mut settings = config.settings();
     let fresh = ClusterId(*uuid::Uuid::new_v4().as_bytes());
-    let live = startup::prepare(&*store, &mut settings, fresh, config.default_class, Timestamp::now())?;
+    let live = startup::prepare(&*store, &mut settings, fresh, &config.default_class, Timestamp::now())?;
     let boot = live.sessions.boot();
 
     let listener =

@@ -1,84 +1,97 @@
-//! How a chunk is kept. Parsed from what people write (`replicated:3`, `ec:4+2`), printed back the same.
+//! What a directory asks for: how what is made below it is to be kept. Parsed from what people write
+//! (`ec:4+2,zone=north`), printed back the same: the rule first, then options.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::common::Code;
 use crate::error::Failure;
-use crate::limits::BLOCK_SIZE;
+use crate::redundancy::Redundancy;
 
-/// A class of redundancy.
+/// The longest text of a class, in bytes.
+pub const MAX_TEXT: usize = 255;
+/// With [`Rule::Auto`], chunks below this are kept as copies.
+const AUTO_CODED_FROM: u64 = 1024 * 1024;
+/// What [`Rule::Auto`] codes with, the widest first. Each stands the loss of two chunk daemons at least, as the default
+/// does.
+const AUTO_CODES: [Redundancy; 3] = [
+    Redundancy::Coded { data: 8, parity: 3 },
+    Redundancy::Coded { data: 4, parity: 2 },
+    Redundancy::Coded { data: 2, parity: 2 },
+];
+
+/// A class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Class {
+    /// What redundancy its chunks get.
+    pub rule: Rule,
+    /// The zones that its chunks may be in, sorted; empty: anywhere.
+    pub zones: Vec<String>,
+}
+
+/// How the redundancy of a chunk is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// Whole copies on so many nodes.
-    Replicated {
-        /// 1..=5
-        copies: u32,
-    },
-    /// Erasure coded: data shards, and parity shards any of which replaces any lost one.
-    Coded {
-        /// 2..=16
-        data: u32,
-        /// 1..=4
-        parity: u32,
-    },
+pub enum Rule {
+    /// This one, or as many copies for chunks that are too short for it.
+    Fixed(Redundancy),
+    /// Coded where a chunk is long, as wide as the cluster allows; copies where it is short.
+    Auto,
 }
 
 impl Class {
     /// The name of the extended attribute that shows and sets a directory's class.
     pub const XATTR: &'static str = "dfs.class";
 
-    /// Shards that a chunk of this class has when nothing is missing: 1..=20.
-    pub fn shards(self) -> u32 {
-        match self {
-            Self::Replicated { copies } => copies,
-            Self::Coded { data, parity } => data + parity,
+    /// Whether long chunks are coded, or may be.
+    pub fn is_coded(&self) -> bool {
+        !matches!(self.rule, Rule::Fixed(Redundancy::Replicated { .. }))
+    }
+
+    /// Whether a chunk of `length` bytes is kept as copies although the class codes: it would be shards of nearly nothing.
+    pub fn is_short(&self, length: u64) -> bool {
+        match self.rule {
+            Rule::Fixed(redundancy) => !redundancy.takes(length),
+            Rule::Auto => length < AUTO_CODED_FROM,
         }
     }
 
-    /// Shards without which a chunk can't be read.
-    pub fn needed_to_read(self) -> u32 {
-        match self {
-            Self::Replicated { .. } => 1,
-            Self::Coded { data, .. } => data,
-        }
+    /// What a chunk is kept as, where `nodes` chunk daemons may hold its shards.
+    pub fn redundancy(&self, nodes: usize, is_short: bool) -> Redundancy {
+        let redundancy = match self.rule {
+            Rule::Fixed(redundancy) => redundancy,
+            Rule::Auto => {
+                let fits = |code: &Redundancy| code.shards() as usize <= nodes;
+                AUTO_CODES.into_iter().find(fits).unwrap_or_default()
+            }
+        };
+        if is_short { redundancy.as_copies() } else { redundancy }
     }
 
-    /// Shards without which a commit is refused: one to spare, where the class has any.
-    pub fn needed_to_write(self) -> u32 {
-        (self.needed_to_read() + 1).min(self.shards())
-    }
-
-    /// What a chunk of `length` bytes is kept as where this class is asked for. A chunk that does not fill a row of cells
-    /// would make more shards than it has cells: it is kept as copies that stand the loss of as many nodes.
-    pub fn for_length(self, length: u64) -> Self {
-        match self {
-            Self::Coded { data, .. } if length < u64::from(data) * BLOCK_SIZE as u64 => self.as_copies(),
-            class => class,
-        }
-    }
-
-    /// The class of copies that stands the loss of as many nodes, and needs fewer of them.
-    pub fn as_copies(self) -> Self {
-        match self {
-            Self::Coded { parity, .. } => Self::Replicated { copies: parity + 1 },
-            class => class,
-        }
+    /// Whether shards may be in this zone.
+    pub fn allows_zone(&self, zone: &str) -> bool {
+        self.zones.is_empty() || self.zones.iter().any(|allowed| allowed == zone)
     }
 }
 
-impl Default for Class {
+impl Default for Rule {
     fn default() -> Self {
-        Self::Replicated { copies: 3 }
+        Self::Fixed(Redundancy::default())
+    }
+}
+
+impl From<Redundancy> for Class {
+    fn from(redundancy: Redundancy) -> Self {
+        Self { rule: Rule::Fixed(redundancy), ..Self::default() }
     }
 }
 
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Replicated { copies } => write!(f, "replicated:{copies}"),
-            Self::Coded { data, parity } => write!(f, "ec:{data}+{parity}"),
+        match self.rule {
+            Rule::Fixed(redundancy) => write!(f, "{redundancy}")?,
+            Rule::Auto => f.write_str("auto")?,
         }
+        self.zones.iter().try_for_each(|zone| write!(f, ",zone={zone}"))
     }
 }
 
@@ -86,78 +99,92 @@ impl FromStr for Class {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let parsed = match text.split_once(':') {
-            Some(("replicated", copies)) => number(copies, 1..=5).map(|copies| Self::Replicated { copies }),
-            Some(("ec", shards)) => shards.split_once('+').and_then(|(data, parity)| {
-                Some(Self::Coded { data: number(data, 2..=16)?, parity: number(parity, 1..=4)? })
-            }),
-            _ => None,
+        let invalid = |message: String| Failure::new(Code::Invalid, message);
+        if text.len() > MAX_TEXT {
+            return Err(invalid(format!("a class is at most {MAX_TEXT} bytes of text")));
+        }
+        let mut parts = text.split(',');
+        let rule = match parts.next().unwrap_or_default() {
+            "auto" => Rule::Auto,
+            redundancy => Rule::Fixed(redundancy.parse()?),
         };
-        parsed.ok_or_else(|| {
-            let message = format!(
-                "{text:?} is not a class: write replicated:N with N from 1 to 5, or ec:K+M with K from 2 to 16 and M from \
-                 1 to 4"
-            );
-            Failure::new(Code::Invalid, message)
-        })
+        let mut class = Self { rule, ..Self::default() };
+        for option in parts {
+            match option.split_once('=') {
+                Some(("zone", zone))
+                    if !zone.is_empty() && !class.zones.iter().any(|known| known == zone) =>
+                {
+                    class.zones.push(zone.to_owned());
+                }
+                _ => {
+                    let message = format!(
+                        "{option:?} in the class {text:?} is not an option: there is zone=NAME, once for each zone"
+                    );
+                    return Err(invalid(message));
+                }
+            }
+        }
+        class.zones.sort_unstable();
+        Ok(class)
     }
-}
-
-/// A number as it is printed, in a range.
-fn number(text: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
-    let number = text.parse().ok().filter(|number| range.contains(number))?;
-    (number.to_string() == text).then_some(number)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn class(text: &str) -> Class {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn classes_are_printed_as_written() {
-        for text in ["replicated:1", "replicated:3", "replicated:5", "ec:2+1", "ec:4+2", "ec:16+4"] {
-            assert_eq!(text.parse::<Class>().unwrap().to_string(), text);
+        for text in ["replicated:3", "ec:4+2", "auto", "auto,zone=a", "ec:8+3,zone=fra-1,zone=m b"] {
+            assert_eq!(class(text).to_string(), text);
         }
+        assert_eq!(class("ec:4+2,zone=b,zone=a").to_string(), "ec:4+2,zone=a,zone=b");
+        let long = format!("auto,zone={}", "z".repeat(MAX_TEXT));
         for bad in [
             "",
-            "replicated",
-            "replicated:",
-            "replicated:0",
-            "replicated:6",
-            "replicated:03",
-            "raid5",
-            "Replicated:3",
-            "replicated:+3",
-            "ec:",
-            "ec:4",
-            "ec:4+",
-            "ec:1+1",
-            "ec:17+1",
-            "ec:4+0",
-            "ec:4+5",
-            "ec:04+2",
-            "ec:4+2+1",
-            "ec:4-2",
+            "zone=a",
+            "Auto",
+            "auto,",
+            "auto,zone",
+            "auto,zone=",
+            "auto,zone=a,zone=a",
+            "auto,speed=9",
+            &long,
         ] {
             assert_eq!(bad.parse::<Class>().unwrap_err().code, Code::Invalid, "{bad}");
         }
+        assert_eq!(Class::default().to_string(), "replicated:3");
     }
 
     #[test]
-    fn a_write_needs_one_to_spare_where_there_is_one() {
-        let needed = |copies| Class::Replicated { copies }.needed_to_write();
-        assert_eq!((needed(1), needed(2), needed(3), needed(5)), (1, 2, 2, 2));
-        assert_eq!(Class::Coded { data: 4, parity: 2 }.needed_to_write(), 5);
-        assert_eq!(Class::Coded { data: 2, parity: 1 }.needed_to_write(), 3);
+    fn short_chunks_are_copied_and_auto_is_as_wide_as_the_cluster() {
+        let coded = class("ec:4+2");
+        assert_eq!((coded.is_short(256 * 1024), coded.is_short(256 * 1024 - 1)), (false, true));
+        assert_eq!(coded.redundancy(3, false).to_string(), "ec:4+2", "as asked for, however many there are");
+        assert_eq!(coded.redundancy(9, true).to_string(), "replicated:3");
+        let auto = class("auto");
+        assert_eq!((auto.is_short(1 << 20), auto.is_short((1 << 20) - 1)), (false, true));
+        let on = |nodes, short| auto.redundancy(nodes, short).to_string();
+        assert_eq!(
+            [on(11, false), on(10, false), on(6, false), on(5, false), on(4, false), on(3, false)],
+            ["ec:8+3", "ec:4+2", "ec:4+2", "ec:2+2", "ec:2+2", "replicated:3"]
+        );
+        assert_eq!(
+            [on(11, true), on(6, true), on(1, true)],
+            ["replicated:4", "replicated:3", "replicated:3"]
+        );
+        let copies = class("replicated:2");
+        assert!(!copies.is_short(1) && copies.redundancy(9, true) == copies.redundancy(9, false));
     }
 
     #[test]
-    fn what_does_not_fill_a_row_is_copied() {
-        let class = Class::Coded { data: 4, parity: 2 };
-        let row = 4 * BLOCK_SIZE as u64;
-        assert_eq!(class.for_length(row), class);
-        assert_eq!(class.for_length(row - 1), Class::Replicated { copies: 3 });
-        let copies = Class::Replicated { copies: 2 };
-        assert_eq!((copies.for_length(1), copies.for_length(row)), (copies, copies));
+    fn zones_are_where_chunks_may_be() {
+        assert!(class("auto").allows_zone("a") && class("auto").allows_zone(""));
+        let here = class("auto,zone=a,zone=b");
+        assert_eq!(["a", "b", "c", ""].map(|zone| here.allows_zone(zone)), [true, true, false, false]);
     }
 }

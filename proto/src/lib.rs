@@ -10,6 +10,7 @@ pub mod ids;
 pub mod limits;
 pub mod local;
 pub mod name;
+pub mod redundancy;
 pub mod stripe;
 
 /// Generated from `common.proto`: what several services share.
@@ -36,6 +37,7 @@ pub use common::{Attr, Code, Error, FileKind, Labels, NodeAddress, Time};
 pub use error::Failure;
 pub use ids::{ChunkId, ClusterId, Epoch, Ino, NodeId, SessionId, ShardIndex};
 pub use name::Name;
+pub use redundancy::Redundancy;
 pub use stripe::Stripe;
 
 /// Told when a session opens or a node joins; a server refuses one it does not know.

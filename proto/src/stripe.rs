@@ -15,8 +15,8 @@
 
 use std::ops::Range;
 
-use crate::class::Class;
 use crate::limits::BLOCK_SIZE;
+use crate::redundancy::Redundancy;
 
 /// What the code works on as a unit: parity cells are multiples of it, and every part of cells that starts and ends at one
 /// can be computed by itself.
@@ -31,10 +31,10 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// Of a chunk of `length` bytes; `None` when its class is not coded, or when it doesn't fill a row.
-    pub fn new(class: Class, length: u64) -> Option<Self> {
-        match class {
-            Class::Coded { data, parity } if class.for_length(length) == class => {
+    /// Of a chunk of `length` bytes; `None` when its redundancy is not coded, or when it doesn't fill a row.
+    pub fn new(redundancy: Redundancy, length: u64) -> Option<Self> {
+        match redundancy {
+            Redundancy::Coded { data, parity } if redundancy.takes(length) => {
                 Some(Self { data, parity, length })
             }
             _ => None,
@@ -112,8 +112,8 @@ impl Stripe {
 }
 
 /// The bytes of one shard of a chunk of `length` bytes: all of them where it is kept as copies.
-pub fn shard_length(class: Class, length: u64, shard: u32) -> u64 {
-    Stripe::new(class, length).map_or(length, |stripe| stripe.shard_length(shard))
+pub fn shard_length(redundancy: Redundancy, length: u64, shard: u32) -> u64 {
+    Stripe::new(redundancy, length).map_or(length, |stripe| stripe.shard_length(shard))
 }
 
 #[cfg(test)]
@@ -124,7 +124,7 @@ mod tests {
     use crate::limits::MAX_CHUNK_LENGTH;
 
     fn stripe(data: u32, parity: u32, length: u64) -> Stripe {
-        Stripe::new(Class::Coded { data, parity }, length).expect("it fills a row")
+        Stripe::new(Redundancy::Coded { data, parity }, length).expect("it fills a row")
     }
 
     #[test]
@@ -140,8 +140,8 @@ mod tests {
         let short = self::stripe(4, 2, 4 * BLOCK + 100);
         assert_eq!(short.shard_length(4), BLOCK + 128, "parity is of whole symbols");
         assert_eq!(short.shard_length(1), BLOCK);
-        assert_eq!(Stripe::new(Class::Coded { data: 4, parity: 2 }, 4 * BLOCK - 1), None);
-        assert_eq!(Stripe::new(Class::default(), 1 << 20), None);
+        assert_eq!(Stripe::new(Redundancy::Coded { data: 4, parity: 2 }, 4 * BLOCK - 1), None);
+        assert_eq!(Stripe::new(Redundancy::default(), 1 << 20), None);
     }
 
     proptest! {

@@ -10,8 +10,8 @@
 //!     16  16  cluster id
 //!     32   8  chunk id
 //!     40   8  data length: 1..=64 MiB
-//!     48   4  length of the class's text: 1..=64
-//!     52  64  class as text ("replicated:3"), then zeros
+//!     48   4  length of the redundancy's text: 1..=64
+//!     52  64  redundancy as text ("replicated:3"), then zeros
 //!    116 3976 zeros
 //!   4092   4  CRC32C of bytes 0..4092
 //! DATA
@@ -31,7 +31,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use dfs_proto::limits::{BLOCK_SIZE, MAX_CHUNK_LENGTH};
-use dfs_proto::{ChunkId, Class, ClusterId, Code, Failure, ShardIndex};
+use dfs_proto::{ChunkId, ClusterId, Code, Failure, Redundancy, ShardIndex};
 
 use super::disk::{Input, Output};
 
@@ -39,7 +39,7 @@ use super::disk::{Input, Output};
 pub const HEADER_LENGTH: usize = 4096;
 const MAGIC: [u8; 8] = *b"DFSSHARD";
 const FORMAT_VERSION: u32 = 1;
-const MAX_CLASS: usize = 64;
+const MAX_REDUNDANCY: usize = 64;
 const HEADER_CRC_AT: usize = HEADER_LENGTH - 4;
 const TABLE_MAGIC: [u8; 8] = *b"DFSTABLE";
 const TRAILER_LENGTH: usize = 16;
@@ -67,7 +67,7 @@ pub struct ShardHeader {
     /// Which shard it is.
     pub key: ShardKey,
     /// How its chunk is kept.
-    pub class: Class,
+    pub redundancy: Redundancy,
     /// Bytes of data: 1..=64 MiB.
     pub length: u32,
 }
@@ -85,8 +85,11 @@ impl ShardHeader {
 
     /// As the first [`HEADER_LENGTH`] bytes of the file.
     fn encode(&self) -> Box<[u8; HEADER_LENGTH]> {
-        let class = self.class.to_string();
-        assert!(class.len() <= MAX_CLASS && !class.is_empty(), "every class's text fits a shard's header");
+        let redundancy = self.redundancy.to_string();
+        assert!(
+            redundancy.len() <= MAX_REDUNDANCY && !redundancy.is_empty(),
+            "every redundancy's text fits a shard's header"
+        );
         let mut bytes = Box::new([0; HEADER_LENGTH]);
         bytes[0..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -94,8 +97,8 @@ impl ShardHeader {
         bytes[16..32].copy_from_slice(&self.cluster.0);
         bytes[32..40].copy_from_slice(&self.key.chunk.0.to_le_bytes());
         bytes[40..48].copy_from_slice(&u64::from(self.length).to_le_bytes());
-        bytes[48..52].copy_from_slice(&(class.len() as u32).to_le_bytes());
-        bytes[52..52 + class.len()].copy_from_slice(class.as_bytes());
+        bytes[48..52].copy_from_slice(&(redundancy.len() as u32).to_le_bytes());
+        bytes[52..52 + redundancy.len()].copy_from_slice(redundancy.as_bytes());
         let crc = crc32c::crc32c(&bytes[..HEADER_CRC_AT]);
         bytes[HEADER_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -116,11 +119,15 @@ impl ShardHeader {
                 format!("the shard file has format {version}, this program knows {FORMAT_VERSION}"),
             ));
         }
-        let class_length = read_u32(bytes, 48) as usize;
-        let class = bytes[52..52 + MAX_CLASS].get(..class_length);
-        let class = class.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
-        let class = class.ok_or_else(|| {
-            Failure::new(Code::VersionUnknown, "the shard file's class is not one that this program knows")
+        let redundancy_length = read_u32(bytes, 48) as usize;
+        let redundancy = bytes[52..52 + MAX_REDUNDANCY].get(..redundancy_length);
+        let redundancy =
+            redundancy.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
+        let redundancy = redundancy.ok_or_else(|| {
+            Failure::new(
+                Code::VersionUnknown,
+                "the shard file's redundancy is not one that this program knows",
+            )
         })?;
         let length = read_u64(bytes, 40);
         if length == 0 || length > MAX_CHUNK_LENGTH {
@@ -128,7 +135,7 @@ impl ShardHeader {
         }
         let cluster = ClusterId(bytes[16..32].try_into().expect("16 bytes"));
         let key = ShardKey { chunk: ChunkId(read_u64(bytes, 32)), index: ShardIndex(read_u32(bytes, 12)) };
-        Ok(Self { cluster, key, class, length: length as u32 })
+        Ok(Self { cluster, key, redundancy, length: length as u32 })
     }
 }
 

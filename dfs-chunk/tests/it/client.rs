@@ -100,7 +100,7 @@ pub(crate) fn header(chunk: u64, length: usize, forward: Vec<ForwardTo>) -> PutH
         cluster: CLUSTER.to_bytes(),
         chunk,
         index: 0,
-        class: "replicated:3".into(),
+        redundancy: "replicated:3".into(),
         length: length as u64,
         forward,
     }

@@ -159,7 +159,10 @@ async fn bad_puts_are_refused_and_leave_nothing() {
     assert_eq!(code(with_header(PutHeader { length: u64::MAX, ..other.clone() })).await, Code::Invalid);
     assert_eq!(code(with_header(PutHeader { length: 0, ..other.clone() })).await, Code::Invalid);
     assert_eq!(code(with_header(PutHeader { index: 3, ..other.clone() })).await, Code::Invalid);
-    assert_eq!(code(with_header(PutHeader { class: "raid5".into(), ..other.clone() })).await, Code::Invalid);
+    assert_eq!(
+        code(with_header(PutHeader { redundancy: "raid5".into(), ..other.clone() })).await,
+        Code::Invalid
+    );
     assert_eq!(code(with_header(PutHeader { length: 1_000_000, ..other.clone() })).await, Code::Invalid);
     assert_eq!(code(vec![]).await, Code::Invalid);
 

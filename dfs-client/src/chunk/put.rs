@@ -2,8 +2,8 @@
 //!
 //! A small chunk goes to all nodes at once, a large one to the first with the rest as its chain, and of a coded one each
 //! node gets its own shard. When a node fails,
-//! another one is asked for and gets the shard; fewer shards than the class wants are accepted only when no node is left,
-//! and never fewer than [`Class::needed_to_write`]. A shard counts once its node said that it is durable.
+//! another one is asked for and gets the shard; fewer shards than the redundancy wants are accepted only when no node is left,
+//! and never fewer than [`Redundancy::needed_to_write`]. A shard counts once its node said that it is durable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply, small_reply, small_request};
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::meta::{ChunkPlan, Replace, ShardPlan, reply, request};
-use dfs_proto::{Class, Code, Failure, Stripe};
+use dfs_proto::{Code, Failure, Redundancy, Stripe};
 use futures::future::join_all;
 use futures::{Stream, StreamExt, stream};
 
@@ -51,8 +51,8 @@ impl ChunkIo {
         &self,
         packed: &PackedChunk,
         plan: &ChunkPlan,
-        class: Class,
     ) -> Result<Vec<ShardPlan>, Failure> {
+        let redundancy: Redundancy = plan.redundancy.parse()?;
         let mut durable: Vec<ShardPlan> = Vec::with_capacity(plan.shards.len());
         let mut missing: Vec<ShardPlan> = plan.shards.clone();
         let mut failed: Vec<u64> = Vec::new(); // nodes not to ask again for this chunk
@@ -70,14 +70,14 @@ impl ChunkIo {
                     Err(failure) => last = keep_no_space(last, failure),
                 }
             }
-            if durable.len() + targets.len() < class.needed_to_write() as usize {
+            if durable.len() + targets.len() < redundancy.needed_to_write() as usize {
                 // Better to ask those that failed a while ago than nobody.
                 targets.extend(away.into_iter().filter(|(_, node)| !failed.contains(&node.id)));
             }
             if targets.is_empty() {
                 break;
             }
-            let outcomes = self.send(packed, plan.chunk, class, &targets).await;
+            let outcomes = self.send(packed, plan.chunk, redundancy, &targets).await;
             for ((index, node), outcome) in targets.iter().zip(outcomes) {
                 match outcome {
                     Outcome::Durable => {
@@ -98,15 +98,15 @@ impl ChunkIo {
                 break;
             }
         }
-        if durable.len() >= class.needed_to_write() as usize {
+        if durable.len() >= redundancy.needed_to_write() as usize {
             durable.sort_unstable_by_key(|shard| shard.index);
             return Ok(durable);
         }
         let text = format!(
-            "chunk {} is on {} of the {} nodes that {class} needs at least: {}",
+            "chunk {} is on {} of the {} nodes that {redundancy} needs at least: {}",
             plan.chunk,
             durable.len(),
-            class.needed_to_write(),
+            redundancy.needed_to_write(),
             last.message
         );
         Err(Failure::new(if last.code == Code::NoSpace { Code::NoSpace } else { Code::Unavailable }, text))
@@ -154,16 +154,22 @@ impl ChunkIo {
     }
 
     /// Sends the chunk to all targets.
-    async fn send(&self, packed: &PackedChunk, chunk: u64, class: Class, targets: &[Target]) -> Vec<Outcome> {
+    async fn send(
+        &self,
+        packed: &PackedChunk,
+        chunk: u64,
+        redundancy: Redundancy,
+        targets: &[Target],
+    ) -> Vec<Outcome> {
         let shard_header = |index, length, forward| PutHeader {
             cluster: self.cluster.to_bytes(),
             chunk,
             index,
-            class: class.to_string(),
+            redundancy: redundancy.to_string(),
             length,
             forward,
         };
-        if let Some(stripe) = Stripe::new(class, packed.length()) {
+        if let Some(stripe) = Stripe::new(redundancy, packed.length()) {
             let header = |index, length| shard_header(index, length, Vec::new());
             return coded::send(packed, &stripe, header, targets).await;
         }

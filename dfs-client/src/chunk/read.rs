@@ -52,7 +52,7 @@ impl ChunkIo {
     /// The blocks `range` of a chunk, at most a frame of them, in a buffer of their own. NOT_FOUND or CORRUPT: every node
     /// answered and none has them whole; another code: some node did not answer.
     pub(crate) async fn read(&self, plan: &ChunkPlan, range: Range<u32>) -> Result<Bytes, Failure> {
-        match Stripe::new(plan.class.parse()?, plan.length) {
+        match Stripe::new(plan.redundancy.parse()?, plan.length) {
             Some(stripe) => self.read_coded(plan, &stripe, range).await,
             None => self.read_copies(plan, range).await,
         }
@@ -266,7 +266,7 @@ mod tests {
     use std::fs::File;
     use std::time::Instant;
 
-    use dfs_proto::{Class, Labels};
+    use dfs_proto::Labels;
     use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
     use tempfile::NamedTempFile;
 
@@ -311,9 +311,9 @@ mod tests {
         let door = LocalDoor::open(node.id, &file, place);
         let io = ChunkIo::new(meta, CLUSTER, Labels::default());
         let shards = vec![ShardPlan { index: 0, node: Some(node.place()) }];
-        let class: Class = "replicated:1".parse().unwrap();
-        let plan = ChunkPlan { chunk: 1, length: data.len() as u64, class: class.to_string(), shards };
-        io.put(&PackedChunk::new(vec![data.clone()]), &plan, class).await.unwrap();
+        let redundancy = "replicated:1".to_owned();
+        let plan = ChunkPlan { chunk: 1, length: data.len() as u64, redundancy, shards };
+        io.put(&PackedChunk::new(vec![data.clone()]), &plan).await.unwrap();
         node.break_with(Fault::Slow(ANSWER_AFTER));
         let started = Instant::now();
         let mut read = std::pin::pin!(io.read(&plan, 0..4));

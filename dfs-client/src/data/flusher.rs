@@ -18,6 +18,7 @@ use futures::FutureExt;
 
 use super::DataPlane;
 use super::cache::Run;
+use super::ids::Kind;
 use super::inode::{InodeData, Settled};
 use super::layers::{Take, TakenLayer};
 use super::packer::{Placement, pack};
@@ -214,13 +215,14 @@ impl Job {
         let class = self.class.clone()?;
         let started = Instant::now();
         let (packed, placements) = self.pack().await?;
-        let mut class = class.for_length(packed.length());
+        let is_short = class.is_short(packed.length());
+        let mut kind = Kind { class, is_short };
         let mut digest = None;
         let (mut refusals, mut wait) = (0, RETRY_AFTER);
         loop {
             let attempt = async {
-                let plan = plane.ids.take(class).await?;
-                let chunk = self.upload(plane, &packed, plan, class, &mut digest).await?;
+                let plan = plane.ids.take(&kind).await?;
+                let chunk = self.upload(plane, &packed, plan, &mut digest).await?;
                 self.commit(plane, chunk, digest.unwrap_or_default(), &placements).await
             };
             match attempt.await {
@@ -228,12 +230,12 @@ impl Job {
                 Err(failure) if failure.code == Code::ChunkRefused && refusals < MAX_REFUSALS => {
                     tracing::info!(%failure, "a chunk id was refused: taking fresh ones");
                     refusals += 1;
-                    plane.ids.forget(class);
+                    plane.ids.forget(&kind);
                 }
                 // As copies it needs fewer nodes, and stands the loss of as many.
-                Err(failure) if class != class.as_copies() && lacks_nodes(&failure) => {
-                    tracing::warn!(%failure, %class, "too few nodes for coded shards: copies are kept instead");
-                    class = class.as_copies();
+                Err(failure) if kind.class.is_coded() && !kind.is_short && lacks_nodes(&failure) => {
+                    tracing::warn!(%failure, class = %kind.class, "too few nodes for coded shards: copies are kept");
+                    kind.is_short = true;
                 }
                 Err(failure) if failure.is_transient() && !plane.settings.is_over(started) => {
                     tracing::warn!(%failure, "an upload failed and is tried again");
@@ -252,7 +254,6 @@ impl Job {
         plane: &Arc<DataPlane>,
         packed: &PackedChunk,
         plan: ChunkPlan,
-        class: Class,
         digest: &mut Option<[u8; 32]>,
     ) -> Result<Arc<ChunkPlan>, Failure> {
         // Work for the time that the bytes are on their way.
@@ -267,7 +268,7 @@ impl Job {
             }
             Ok::<_, Failure>(())
         };
-        let (shards, meanwhile) = futures::join!(plane.io.put(packed, &plan, class), meanwhile);
+        let (shards, meanwhile) = futures::join!(plane.io.put(packed, &plan), meanwhile);
         let shards = meanwhile.and(shards)?;
         Ok(Arc::new(ChunkPlan { length: packed.length(), shards, ..plan }))
     }

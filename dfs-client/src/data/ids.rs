@@ -1,6 +1,6 @@
 //! Chunk ids in hand: allocated ahead, in the background, so that a flush finds one without a call.
 //!
-//! Per class. Half used up, more are fetched; the faster they go, the more at a time, up to [`MAX_IN_HAND`]. An id older
+//! Per kind. Half used up, more are fetched; the faster they go, the more at a time, up to [`MAX_IN_HAND`]. An id older
 //! than half of its lifetime is not used any more: the server may take its chunk for abandoned.
 
 use std::collections::{HashMap, VecDeque};
@@ -21,12 +21,21 @@ const MAX_IN_HAND: u32 = 32;
 /// Ids that last less than this are too few.
 const REFILL_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
+/// What chunks with ids of one pool are for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Kind {
+    /// Of the files.
+    pub(super) class: Class,
+    /// Kept as copies, whatever the class says: see [`Class::is_short`].
+    pub(super) is_short: bool,
+}
+
 /// The ids that this client may write chunks under.
 pub(super) struct ChunkIds {
     meta: Arc<dyn MetaCalls>,
     io: Arc<ChunkIo>,
     here: Labels,
-    pools: Mutex<HashMap<Class, Pool>>,
+    pools: Mutex<HashMap<Kind, Pool>>,
 }
 
 struct Pool {
@@ -43,15 +52,15 @@ impl ChunkIds {
     }
 
     /// A fresh chunk id with its nodes. Waits only when none is in hand.
-    pub(super) async fn take(self: &Arc<Self>, class: Class) -> Result<ChunkPlan, Failure> {
+    pub(super) async fn take(self: &Arc<Self>, kind: &Kind) -> Result<ChunkPlan, Failure> {
         loop {
             let mut refill = {
                 let mut pools = self.lock();
-                let pool = pools.entry(class).or_insert_with(Pool::new);
+                let pool = pools.entry(kind.clone()).or_insert_with(Pool::new);
                 let now = Instant::now();
                 let plan = pool.pop(now);
                 if (pool.ready.len() as u32) <= pool.count / 2 && pool.refill.is_none() {
-                    self.refill(class, pool, now);
+                    self.refill(kind, pool, now);
                 }
                 match (plan, &pool.refill) {
                     (Some(plan), _) => return Ok(plan),
@@ -70,26 +79,26 @@ impl ChunkIds {
     }
 
     /// Makes sure that ids are on their way: somebody will want one soon.
-    pub(super) fn prepare(self: &Arc<Self>, class: Class, runtime: &tokio::runtime::Handle) {
+    pub(super) fn prepare(self: &Arc<Self>, kind: &Kind, runtime: &tokio::runtime::Handle) {
         let mut pools = self.lock();
-        let pool = pools.entry(class).or_insert_with(Pool::new);
+        let pool = pools.entry(kind.clone()).or_insert_with(Pool::new);
         let now = Instant::now();
         pool.ready.retain(|(_, until)| now < *until);
         if pool.ready.is_empty() && pool.refill.is_none() {
             let _entered = runtime.enter();
-            self.refill(class, pool, now);
+            self.refill(kind, pool, now);
         }
     }
 
     /// Drops the ids in hand: the server refused one, so the others are not trusted either.
-    pub(super) fn forget(&self, class: Class) {
-        if let Some(pool) = self.lock().get_mut(&class) {
+    pub(super) fn forget(&self, kind: &Kind) {
+        if let Some(pool) = self.lock().get_mut(kind) {
             pool.ready.clear();
         }
     }
 
     /// Starts fetching more, in a task of its own.
-    fn refill(self: &Arc<Self>, class: Class, pool: &mut Pool, now: Instant) {
+    fn refill(self: &Arc<Self>, kind: &Kind, pool: &mut Pool, now: Instant) {
         let recent = |at: Instant| now.saturating_duration_since(at) < REFILL_AT_MOST_EVERY;
         if pool.refilled.is_some_and(recent) {
             pool.count = (pool.count * 2).min(MAX_IN_HAND);
@@ -98,21 +107,22 @@ impl ChunkIds {
         let (done, refill) = watch::channel(None);
         pool.refill = Some(refill);
         let count = pool.count;
-        let ids = Arc::clone(self);
+        let (ids, kind) = (Arc::clone(self), kind.clone());
         tokio::spawn(async move {
-            let fetched = ids.fetch(class, count).await;
+            let fetched = ids.fetch(&kind, count).await;
             let mut pools = ids.lock();
-            let pool = pools.entry(class).or_insert_with(Pool::new);
+            let pool = pools.entry(kind).or_insert_with(Pool::new);
             pool.refill = None;
             let outcome = fetched.map(|plans| pool.ready.extend(plans));
             done.send_replace(Some(outcome));
         });
     }
 
-    async fn fetch(&self, class: Class, count: u32) -> Result<Vec<(ChunkPlan, Instant)>, Failure> {
+    async fn fetch(&self, kind: &Kind, count: u32) -> Result<Vec<(ChunkPlan, Instant)>, Failure> {
         let asked = Instant::now();
         let op = Allocate {
-            class: class.to_string(),
+            class: kind.class.to_string(),
+            is_short: kind.is_short,
             count,
             avoid: self.io.suspects(),
             client: Some(self.here.clone()),
@@ -135,7 +145,7 @@ impl ChunkIds {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Class, Pool>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Kind, Pool>> {
         self.pools.lock().expect("nothing panics while it holds the chunk ids")
     }
 }

@@ -38,7 +38,7 @@ use budget::Budget;
 use cache::BlockCache;
 use fetch::Fetcher;
 use flusher::{Flusher, Urgency};
-use ids::ChunkIds;
+use ids::{ChunkIds, Kind};
 
 pub use inode::InodeData;
 pub use layers::WriteAt;
@@ -177,7 +177,7 @@ impl DataPlane {
     fn became_dirty(&self, inode: Arc<InodeData>, class: Option<Class>) {
         if let Some(class) = class {
             // Most files are short.
-            self.ids.prepare(class.for_length(0), &self.runtime);
+            self.ids.prepare(&Kind { is_short: class.is_coded(), class }, &self.runtime);
         }
         self.dirty().insert(inode.ino(), inode);
     }

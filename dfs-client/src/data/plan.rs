@@ -253,7 +253,7 @@ mod tests {
 
     fn answer(offset: u64, covered_end: u64, extents: Vec<Extent>) -> PlanAnswer {
         let chunk =
-            |id| ChunkPlan { chunk: id, length: 1 << 20, class: "replicated:3".into(), shards: vec![] };
+            |id| ChunkPlan { chunk: id, length: 1 << 20, redundancy: "replicated:3".into(), shards: vec![] };
         let chunks = extents.iter().map(|extent| chunk(extent.chunk)).collect();
         let attr = Some(Attr { ino: 9, size: 1000, version: 4, ..Attr::default() });
         PlanAnswer::check(PlanReply { attr, extents, chunks, covered_end }, offset).unwrap().unwrap()

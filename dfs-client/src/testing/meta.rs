@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use dfs_proto::limits::{BLOCK_SIZE, MAX_COMMIT_CHUNKS, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
 use dfs_proto::meta::{
-    Allocated, ChunkPlan, Commit, Committed, Done, Extent, FileCommit, FileResult, Plan, PlanReply,
+    Allocate, Allocated, ChunkPlan, Commit, Committed, Done, Extent, FileCommit, FileResult, Plan, PlanReply,
     ReportShard, SealedChunk, ShardPlan, reply, request,
 };
-use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, Stripe, extent, stripe};
+use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, Redundancy, Stripe, extent, stripe};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
@@ -173,7 +173,7 @@ impl FakeMeta {
             request::Op::GetAttr(op) => Ok(reply::Result::Attr(state.file(op.ino)?.attr.clone())),
             request::Op::Plan(op) => Ok(reply::Result::Plan(state.plan(&op)?)),
             request::Op::Allocate(op) => {
-                let chunks = (0..op.count).map(|_| self.allocate(&mut state, &op.class, &op.avoid)).collect();
+                let chunks = (0..op.count).map(|_| self.allocate(&mut state, &op)).collect();
                 Ok(reply::Result::Allocated(Allocated {
                     chunks: Result::from_iter::<Vec<_>>(chunks)?,
                     plan_lifetime_ms: 600_000,
@@ -189,15 +189,16 @@ impl FakeMeta {
         }
     }
 
-    fn allocate(&self, state: &mut State, class: &str, avoid: &[u64]) -> Result<ChunkPlan, Failure> {
-        let copies = class.parse::<Class>()?.shards() as usize;
+    fn allocate(&self, state: &mut State, op: &Allocate) -> Result<ChunkPlan, Failure> {
+        let redundancy = op.class.parse::<Class>()?.redundancy(self.nodes.len(), op.is_short);
         state.last_chunk += 1;
         let mut order: Vec<&Arc<FakeNode>> = self.nodes.iter().collect();
         order.rotate_left(state.last_chunk as usize % self.nodes.len());
-        order.sort_by_key(|node| avoid.contains(&node.id));
-        let shards = (0..).zip(order.into_iter().take(copies));
+        order.sort_by_key(|node| op.avoid.contains(&node.id));
+        let shards = (0..).zip(order.into_iter().take(redundancy.shards() as usize));
         let shards = shards.map(|(index, node)| ShardPlan { index, node: Some(node.place()) }).collect();
-        let plan = ChunkPlan { chunk: state.last_chunk, length: 0, class: class.into(), shards };
+        let plan =
+            ChunkPlan { chunk: state.last_chunk, length: 0, redundancy: redundancy.to_string(), shards };
         state.planned.insert(plan.chunk, plan.clone());
         Ok(plan)
     }
@@ -252,8 +253,8 @@ impl FakeMeta {
 
     /// Invariant 1: data is durable before metadata names it.
     fn check_durable(&self, sealed: &SealedChunk, plan: &ChunkPlan) -> Vec<ShardPlan> {
-        let class: Class = plan.class.parse().expect("a class");
-        assert!(sealed.shards.len() >= class.needed_to_write() as usize, "too few shards: {sealed:?}");
+        let redundancy: Redundancy = plan.redundancy.parse().expect("a redundancy");
+        assert!(sealed.shards.len() >= redundancy.needed_to_write() as usize, "too few shards: {sealed:?}");
         let indexes: HashSet<_> = sealed.shards.iter().map(|shard| shard.index).collect();
         let places: HashSet<_> = sealed.shards.iter().map(|shard| shard.node).collect();
         assert!(indexes.len() == sealed.shards.len() && places.len() == sealed.shards.len(), "{sealed:?}");
@@ -261,16 +262,18 @@ impl FakeMeta {
         let shards = sealed.shards.iter().map(|shard| {
             let node = self.nodes.iter().find(|node| node.id == shard.node).expect("a node of the cluster");
             let stored = node.shard(sealed.chunk).expect("a shard that is named is there");
-            let length = stripe::shard_length(class, sealed.length, shard.index);
+            let length = stripe::shard_length(redundancy, sealed.length, shard.index);
             assert_eq!((stored.index, stored.data.len() as u64), (shard.index, length));
-            match class {
-                Class::Replicated { .. } => assert_eq!(Sha256::digest(&stored.data)[..], sealed.sha256[..]),
-                Class::Coded { .. } => drop(shards_data.insert(shard.index, stored.data)),
+            match redundancy {
+                Redundancy::Replicated { .. } => {
+                    assert_eq!(Sha256::digest(&stored.data)[..], sealed.sha256[..])
+                }
+                Redundancy::Coded { .. } => drop(shards_data.insert(shard.index, stored.data)),
             }
             ShardPlan { index: shard.index, node: Some(node.place()) }
         });
         let shards = shards.collect();
-        if let Some(stripe) = Stripe::new(class, sealed.length)
+        if let Some(stripe) = Stripe::new(redundancy, sealed.length)
             && (0..stripe.data_shards()).all(|shard| shards_data.contains_key(&shard))
         {
             let mut digest = Sha256::new();

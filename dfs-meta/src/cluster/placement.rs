@@ -16,13 +16,15 @@ pub struct Candidate {
     pub capacity_bytes: u64,
     /// What is left of it.
     pub free_bytes: u64,
+    /// Its label; empty when it has none.
+    pub zone: String,
     domains: [Domain; 4],
 }
 
 impl Candidate {
     /// A node with its labels.
     pub fn new(node: NodeId, labels: &Labels, capacity_bytes: u64, free_bytes: u64) -> Self {
-        Self { node, capacity_bytes, free_bytes, domains: domains(node, labels) }
+        Self { node, capacity_bytes, free_bytes, zone: labels.zone.clone(), domains: domains(node, labels) }
     }
 
     /// How full it is, in ten-thousandths.

@@ -30,7 +30,7 @@ pub fn prepare(
     store: &dyn Store,
     settings: &mut Settings,
     new_cluster: ClusterId,
-    class: Class,
+    class: &Class,
     now: Timestamp,
 ) -> Result<Live, StartError> {
     let mut tx = Transaction::new(store, Vec::new());
@@ -79,8 +79,8 @@ mod tests {
 
     fn start(store: &dyn Store, new: ClusterId) -> Result<(Live, Settings), StartError> {
         let mut settings = Settings::default();
-        let class = Class::Replicated { copies: 2 };
-        let live = prepare(store, &mut settings, new, class, Timestamp::default())?;
+        let class: Class = "replicated:2".parse().unwrap();
+        let live = prepare(store, &mut settings, new, &class, Timestamp::default())?;
         Ok((live, settings))
     }
 

@@ -99,7 +99,7 @@ impl Rig {
     fn start(store: Arc<GatedStore>) -> Self {
         let mut settings = Settings::default();
         let live =
-            startup::prepare(&*store, &mut settings, CLUSTER, Class::default(), Timestamp::now()).unwrap();
+            startup::prepare(&*store, &mut settings, CLUSTER, &Class::default(), Timestamp::now()).unwrap();
         let space = Arc::new(Space::set_aside(store.clone(), 1).unwrap());
         let machine = Machine::start(store.clone(), live, settings, space).unwrap();
         Self { store, machine }

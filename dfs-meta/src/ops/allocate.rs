@@ -1,7 +1,7 @@
 //! Fresh chunk ids with the nodes to write their shards to. Planned chunks that are not committed in time are garbage.
 
 use dfs_proto::meta::{Allocate, Allocated};
-use dfs_proto::{ChunkId, Class, Code, Failure, Labels, NodeId, limits};
+use dfs_proto::{ChunkId, Class, Code, Failure, Labels, NodeId, Redundancy, limits};
 
 use super::plan::Nodes;
 use super::{Context, counters, garbage};
@@ -22,18 +22,20 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Allocate) -> Result<Alloca
     }
     check_avoid(&request.avoid)?;
     let near = writer_host(cx, request.client.as_ref());
-    let mut room = Room::new(cx, &request.avoid, &[]);
+    let redundancy = class.redundancy(nodes_for(cx, &class), request.is_short);
+    let mut room = Room::new(cx, &class, redundancy, &request.avoid, &[]);
     let mut made: Vec<(ChunkId, Chunk)> = Vec::new();
     for _ in 0..request.count {
         let id = ChunkId(counters::take(cx, counters::LAST_CHUNK)?);
-        let wanted = Wanted { chunk: id, shards: class.shards() as usize, taken: &[], near: &near };
-        let nodes = match room.place(cx, wanted, class.needed_to_write() as usize) {
+        let wanted = Wanted { chunk: id, shards: redundancy.shards() as usize, taken: &[], near: &near };
+        let nodes = match room.place(cx, wanted, redundancy.needed_to_write() as usize) {
             Ok(nodes) => nodes,
             Err(failure) if made.is_empty() => return Err(failure),
             Err(_) => break,
         };
         let shards = nodes.iter().enumerate();
         let mut chunk = Chunk {
+            redundancy: redundancy.to_string(),
             class: class.to_string(),
             shards: shards.map(|(index, node)| planned(index as u32, *node)).collect(),
             ..Chunk::default()
@@ -65,16 +67,20 @@ pub(super) fn answer(cx: &mut Context<'_, '_>, made: &[(ChunkId, Chunk)]) -> Res
     let plans: Result<Vec<_>, Failure> = made.iter().map(|(id, chunk)| nodes.plan(cx, *id, chunk)).collect();
     let chunks = plans?;
     for (id, chunk) in made {
+        let redundancy: Redundancy = chunk.redundancy.parse()?;
         for shard in &chunk.shards {
-            cx.live.nodes.promise(NodeId(shard.node), *id, shard_bytes(shard));
+            // Nobody knows its length yet.
+            let bytes = if shard.lost { 0 } else { redundancy.max_shard_length() };
+            cx.live.nodes.promise(NodeId(shard.node), *id, bytes);
         }
     }
     Ok(Allocated { chunks, plan_lifetime_ms: cx.settings.plan_lifetime.as_millis() as u64 })
 }
 
-/// What a planned shard may come to take: nobody knows its length yet.
-fn shard_bytes(shard: &Shard) -> u64 {
-    if shard.lost { 0 } else { limits::MAX_CHUNK_LENGTH }
+/// How many nodes may hold shards of a chunk of this class.
+fn nodes_for(cx: &Context<'_, '_>, class: &Class) -> usize {
+    let up = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0);
+    up.iter().filter(|candidate| class.allows_zone(&candidate.zone)).count()
 }
 
 /// The host to place the first shard on, where the setting says so.
@@ -86,20 +92,41 @@ fn writer_host(cx: &Context<'_, '_>, client: Option<&Labels>) -> String {
 }
 
 /// The nodes that may get shards, with the space that is left on them as an operation goes on.
-pub(super) struct Room {
+pub(super) struct Room<'a> {
     /// Sorted by node.
     candidates: Vec<Candidate>,
     avoid: Vec<NodeId>,
     never: Vec<NodeId>,
+    class: &'a Class,
+    /// What a shard may come to take.
+    shard_bytes: u64,
 }
 
-impl Room {
-    /// All that are up, writable and not full, but for `never`; those to avoid are there for want of others only.
-    pub(super) fn new(cx: &Context<'_, '_>, avoid: &[u64], never: &[NodeId]) -> Self {
-        let mut candidates =
-            cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), limits::MAX_CHUNK_LENGTH);
-        candidates.retain(|candidate| !never.contains(&candidate.node));
-        Self { candidates, avoid: avoid.iter().copied().map(NodeId).collect(), never: never.to_vec() }
+impl<'a> Room<'a> {
+    /// All that are up, writable, in the zones of `class` and not full, but for `never`; those to avoid are there for want
+    /// of others only.
+    pub(super) fn new(
+        cx: &Context<'_, '_>,
+        class: &'a Class,
+        redundancy: Redundancy,
+        avoid: &[u64],
+        never: &[NodeId],
+    ) -> Self {
+        let shard_bytes = redundancy.max_shard_length();
+        let mut room = Self {
+            candidates: cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), shard_bytes),
+            avoid: avoid.iter().copied().map(NodeId).collect(),
+            never: never.to_vec(),
+            class,
+            shard_bytes,
+        };
+        let mut candidates = std::mem::take(&mut room.candidates);
+        candidates.retain(|candidate| room.may_take(candidate));
+        Self { candidates, ..room }
+    }
+
+    fn may_take(&self, candidate: &Candidate) -> bool {
+        !self.never.contains(&candidate.node) && self.class.allows_zone(&candidate.zone)
     }
 
     /// Nodes for `wanted`, at least `needed` of them.
@@ -125,17 +152,17 @@ impl Room {
         }
         for candidate in &mut self.candidates {
             if chosen.contains(&candidate.node) {
-                candidate.free_bytes -= limits::MAX_CHUNK_LENGTH;
+                candidate.free_bytes -= self.shard_bytes;
             }
         }
-        self.candidates.retain(|candidate| candidate.free_bytes >= limits::MAX_CHUNK_LENGTH);
+        self.candidates.retain(|candidate| candidate.free_bytes >= self.shard_bytes);
         Ok(chosen)
     }
 
     /// Why there are too few nodes: that they are full is the user's problem, that they are away passes.
     fn too_few(&self, cx: &Context<'_, '_>, needed: usize, found: usize) -> Failure {
         let up = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0);
-        let up = up.iter().filter(|candidate| !self.never.contains(&candidate.node)).count();
+        let up = up.iter().filter(|candidate| self.may_take(candidate)).count();
         if up >= needed {
             let message = format!(
                 "the cluster is full: {found} of {up} chunk daemons have room, a chunk needs {needed}; add chunk \
@@ -144,7 +171,9 @@ impl Room {
             return Failure::new(Code::NoSpace, message);
         }
         let message = format!(
-            "{up} chunk daemons are there that can take data, a chunk needs {needed}: see `dfs-admin status`"
+            "{up} chunk daemons are there that can take data of class {}, a chunk needs {needed}: see `dfs-admin \
+             status`",
+            self.class
         );
         Failure::new(Code::TooFewNodes, message)
     }
@@ -168,7 +197,7 @@ mod tests {
     }
 
     fn three_copies(count: u32, avoid: &[u64]) -> Allocate {
-        Allocate { class: "replicated:3".into(), count, avoid: avoid.to_vec(), client: None }
+        Allocate { class: "replicated:3".into(), count, avoid: avoid.to_vec(), ..Allocate::default() }
     }
 
     #[test]

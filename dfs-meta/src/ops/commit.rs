@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use dfs_proto::meta::{Commit, Committed, Extent, FileCommit, FileResult, SealedChunk};
-use dfs_proto::{ChunkId, Class, Code, Failure, FileKind, Ino, NodeId, Timestamp, limits, stripe};
+use dfs_proto::{ChunkId, Code, Failure, FileKind, Ino, NodeId, Redundancy, Timestamp, limits, stripe};
 
 use super::extents::Ledger;
 use super::{Context, extents, garbage, inode};
@@ -116,16 +116,16 @@ fn load_planned(cx: &mut Context<'_, '_>, sealed: &SealedChunk) -> Result<Chunk,
             return Err(invalid(message));
         }
     }
-    let class: Class = chunk.class.parse()?;
-    if sealed.shards.len() < class.needed_to_write() as usize {
+    let redundancy: Redundancy = chunk.redundancy.parse()?;
+    if sealed.shards.len() < redundancy.needed_to_write() as usize {
         return Err(invalid(format!(
-            "chunk {id} has {} durable shards; {class} needs {}",
+            "chunk {id} has {} durable shards; {redundancy} needs {}",
             sealed.shards.len(),
-            class.needed_to_write()
+            redundancy.needed_to_write()
         )));
     }
-    if class.for_length(sealed.length) != class {
-        return Err(invalid(format!("chunk {id} of {} bytes is too short for {class}", sealed.length)));
+    if !redundancy.takes(sealed.length) {
+        return Err(invalid(format!("chunk {id} of {} bytes is too short for {redundancy}", sealed.length)));
     }
     Ok(chunk)
 }
@@ -134,7 +134,7 @@ fn load_planned(cx: &mut Context<'_, '_>, sealed: &SealedChunk) -> Result<Chunk,
 /// left of them.
 fn seal(cx: &mut Context<'_, '_>, sealed: &SealedChunk, mut chunk: Chunk) -> Result<(), Failure> {
     let id = ChunkId(sealed.chunk);
-    let class: Class = chunk.class.parse()?;
+    let redundancy: Redundancy = chunk.redundancy.parse()?;
     garbage::dequeue(cx, id, &mut chunk);
     for planned in &chunk.shards {
         if sealed.shards.iter().all(|shard| shard.node != planned.node) {
@@ -147,7 +147,7 @@ fn seal(cx: &mut Context<'_, '_>, sealed: &SealedChunk, mut chunk: Chunk) -> Res
     chunk.shards = Vec::with_capacity(sealed.shards.len());
     for shard in &sealed.shards {
         chunk.shards.push(Shard { index: shard.index, node: shard.node, ..Shard::default() });
-        let length = stripe::shard_length(class, sealed.length, shard.index);
+        let length = stripe::shard_length(redundancy, sealed.length, shard.index);
         let held = Held { index: shard.index, length, since_ms: cx.now_ms(), lost: false };
         cx.tx.put(keys::held(NodeId(shard.node), id), &held);
     }

@@ -59,7 +59,8 @@ fn check_room(cx: &Context<'_, '_>, inode: &Inode, length: u64) -> Result<(), Fa
     }
     let nodes = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0);
     let class: Class = inode.class.parse()?;
-    let free = stat_fs::usable(nodes.iter().map(|node| node.free_bytes).collect(), class);
+    let space = nodes.into_iter().map(|node| (node.zone, node.free_bytes)).collect();
+    let free = stat_fs::usable_by(&class, space);
     if length > free.saturating_add(inode.allocated_bytes) {
         let message = format!("the cluster has no room for {length} bytes more of class {class}");
         return Err(Failure::new(Code::NoSpace, message));

@@ -79,7 +79,8 @@ impl Hostile {
                 max_extents: self.number() as u32,
             }),
             1 => Op::Allocate(Allocate {
-                class: "replicated:3".into(),
+                class: ["replicated:3", "ec:4+2", "auto", "auto,zone=z"][self.id() as usize % 4].into(),
+                is_short: self.id().is_multiple_of(2),
                 count: self.id() as u32,
                 avoid: self.many(Self::id),
                 client: None,

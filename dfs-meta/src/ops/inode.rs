@@ -111,7 +111,7 @@ pub fn written(
 }
 
 /// Writes the root directory of a fresh filesystem, whose files are kept as `class` says.
-pub fn put_root(tx: &mut Transaction<'_>, class: Class, now: Timestamp) {
+pub fn put_root(tx: &mut Transaction<'_>, class: &Class, now: Timestamp) {
     let root = Inode {
         kind: FileKind::Directory.into(),
         mode: 0o755,

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use dfs_proto::meta::{ChunkPlan, Plan, PlanReply, ShardPlan};
-use dfs_proto::{ChunkId, Class, Code, Failure, FileKind, Ino, NodeAddress, NodeId, limits};
+use dfs_proto::{ChunkId, Code, Failure, FileKind, Ino, NodeAddress, NodeId, Redundancy, limits};
 use prost::Message;
 
 use super::{Context, extents, inode};
@@ -102,17 +102,17 @@ impl Nodes {
         id: ChunkId,
         chunk: &Chunk,
     ) -> Result<ChunkPlan, Failure> {
-        let class: Class = chunk.class.parse()?;
+        let redundancy: Redundancy = chunk.redundancy.parse()?;
         let good = chunk.shards.iter().filter(|shard| !shard.lost).count();
         // Where too little is left, what is lost may still have some bytes.
-        let enough = good >= class.needed_to_read() as usize;
+        let enough = good >= redundancy.needed_to_read() as usize;
         let mut shards = Vec::with_capacity(chunk.shards.len());
         for shard in chunk.shards.iter().filter(|shard| !shard.lost || !enough) {
             let node = Some(self.address(cx, NodeId(shard.node))?);
             shards.push(ShardPlan { index: shard.index, node });
         }
         shards.sort_by_key(|shard| shard.index);
-        Ok(ChunkPlan { chunk: id.0, length: chunk.length, class: chunk.class.clone(), shards })
+        Ok(ChunkPlan { chunk: id.0, length: chunk.length, redundancy: chunk.redundancy.clone(), shards })
     }
 
     fn address(&mut self, cx: &mut Context<'_, '_>, id: NodeId) -> Result<NodeAddress, Failure> {

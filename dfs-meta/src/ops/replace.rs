@@ -4,7 +4,7 @@
 //! when the chunk is sealed or given up.
 
 use dfs_proto::meta::{Allocated, Replace};
-use dfs_proto::{ChunkId, Class, Code, Failure, Labels, NodeId};
+use dfs_proto::{ChunkId, Class, Code, Failure, Labels, NodeId, Redundancy};
 
 use super::allocate::{self, Room};
 use super::{Context, garbage};
@@ -28,12 +28,12 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Replace) -> Result<Allocat
         let message = format!("chunk {id} is not planned any more: allocate another and write it again");
         return Err(Failure::new(Code::ChunkRefused, message));
     };
-    let class: Class = chunk.class.parse()?;
+    let (redundancy, class): (Redundancy, Class) = (chunk.redundancy.parse()?, chunk.class.parse()?);
     for shard in &mut chunk.shards {
         shard.lost |= request.failed.contains(&shard.node);
     }
     let standing: Vec<Shard> = chunk.shards.iter().filter(|shard| !shard.lost).copied().collect();
-    let mut open: Vec<u32> = (0..class.shards()).collect();
+    let mut open: Vec<u32> = (0..redundancy.shards()).collect();
     open.retain(|index| standing.iter().all(|shard| shard.index != *index));
     if chunk.shards.len() + open.len() > MAX_SHARDS {
         let message = format!("chunk {id} has failed on too many nodes: allocate another and write it again");
@@ -45,9 +45,9 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Replace) -> Result<Allocat
         taken.push((NodeId(shard.node), labels(cx, NodeId(shard.node))?));
     }
     let had: Vec<NodeId> = chunk.shards.iter().map(|shard| NodeId(shard.node)).collect();
-    let needed = (class.needed_to_write() as usize).saturating_sub(standing.len());
+    let needed = (redundancy.needed_to_write() as usize).saturating_sub(standing.len());
     let wanted = Wanted { chunk: id, shards: open.len(), taken: &taken, near: "" };
-    let nodes = Room::new(cx, &request.avoid, &had).place(cx, wanted, needed)?;
+    let nodes = Room::new(cx, &class, redundancy, &request.avoid, &had).place(cx, wanted, needed)?;
     chunk.shards.extend(open.iter().zip(nodes).map(|(&index, node)| allocate::planned(index, node)));
 
     garbage::dequeue(cx, id, &mut chunk);

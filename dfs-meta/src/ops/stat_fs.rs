@@ -2,7 +2,7 @@
 //! files there are.
 
 use dfs_proto::meta::{FsStats, NodeState};
-use dfs_proto::{Class, Failure, Ino};
+use dfs_proto::{Class, Failure, Ino, Redundancy};
 
 use super::{Context, counters, inode};
 
@@ -14,25 +14,35 @@ pub(super) fn run(cx: &mut Context<'_, '_>) -> Result<FsStats, Failure> {
     for (_, node) in cx.live.nodes.iter() {
         let state = node.state(cx.uptime, patience);
         if state != NodeState::Down {
-            capacity.push(node.fill.capacity_bytes);
+            capacity.push((node.labels().zone, node.fill.capacity_bytes));
         }
         if matches!(state, NodeState::Up | NodeState::Suspect) {
-            free.push(node.free_bytes());
+            free.push((node.labels().zone, node.free_bytes()));
         }
     }
     Ok(FsStats {
-        total_bytes: usable(capacity, class),
-        available_bytes: usable(free, class),
+        total_bytes: usable_by(&class, capacity),
+        available_bytes: usable_by(&class, free),
         files: counters::get(cx.tx, counters::FILES)?,
         used_bytes: counters::get(cx.tx, counters::USED_BYTES)?,
     })
 }
 
+/// How many bytes of files of this class fit on nodes, given by zone and space.
+pub(super) fn usable_by(class: &Class, nodes: Vec<(String, u64)>) -> u64 {
+    let nodes = nodes.into_iter().filter(|(zone, _)| class.allows_zone(zone));
+    let space: Vec<u64> = nodes.map(|(_, bytes)| bytes).collect();
+    let redundancy = class.redundancy(space.len(), false);
+    // Where too few nodes are there to code, clients keep copies.
+    let is_enough = space.len() >= redundancy.needed_to_write() as usize;
+    usable(space, if is_enough { redundancy } else { redundancy.as_copies() })
+}
+
 /// How many bytes fit on nodes with so much space when the shards of a chunk lie on different ones: a node that has more
 /// than its share of what is left to place can't use the rest.
-pub(super) fn usable(mut space: Vec<u64>, class: Class) -> u64 {
-    let shards = (class.shards() as usize).min(space.len());
-    if shards < class.needed_to_write() as usize {
+fn usable(mut space: Vec<u64>, redundancy: Redundancy) -> u64 {
+    let shards = (redundancy.shards() as usize).min(space.len());
+    if shards < redundancy.needed_to_write() as usize {
         return 0;
     }
     space.sort_unstable_by_key(|&bytes| std::cmp::Reverse(bytes));
@@ -47,7 +57,7 @@ pub(super) fn usable(mut space: Vec<u64>, class: Class) -> u64 {
         }
     }
     // Each shard bears its part of the chunk.
-    u64::try_from(sum / shards * u128::from(class.needed_to_read())).unwrap_or(u64::MAX)
+    u64::try_from(sum / shards * u128::from(redundancy.needed_to_read())).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -62,7 +72,7 @@ mod tests {
 
     #[test]
     fn uneven_nodes_are_not_promised_twice() {
-        let class = |copies| Class::Replicated { copies };
+        let class = |copies| Redundancy::Replicated { copies };
         assert_eq!(usable(vec![10, 10, 10], class(3)), 10);
         assert_eq!(usable(vec![10, 10, 10, 10], class(3)), 13);
         assert_eq!(usable(vec![100, 10, 10], class(3)), 10);
@@ -71,7 +81,7 @@ mod tests {
         assert_eq!(usable(vec![10, 7], class(3)), 7, "two copies are enough to write");
         assert_eq!(usable(vec![10], class(3)), 0);
         assert_eq!(usable(vec![], class(1)), 0);
-        let coded = Class::Coded { data: 4, parity: 2 };
+        let coded = Redundancy::Coded { data: 4, parity: 2 };
         assert_eq!(usable(vec![10; 6], coded), 40);
         assert_eq!(usable(vec![10; 5], coded), 40, "one parity shard is enough to write");
         assert_eq!(usable(vec![10; 4], coded), 0);

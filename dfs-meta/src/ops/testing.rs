@@ -45,7 +45,7 @@ impl Bench {
     pub(crate) fn over(store: Box<dyn Store>) -> Self {
         let now = Timestamp { seconds: 1_000_000, nanos: 0 };
         let mut tx = Transaction::new(&*store, Vec::new());
-        inode::put_root(&mut tx, Class::default(), now);
+        inode::put_root(&mut tx, &Class::default(), now);
         let (writes, _) = tx.finish();
         store.commit(&writes, &mut || ()).expect("commit the root directory");
         let (live, settings) = (Live::default(), Settings::default());

@@ -1,9 +1,9 @@
-//! Chunks counted by class and by how many shards they can still lose.
+//! Chunks counted by what they are kept as and by how many shards they can still lose.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_proto::meta::ClassStatus;
-use dfs_proto::{ChunkId, Class, Failure, NodeId};
+use dfs_proto::{ChunkId, Failure, NodeId, Redundancy};
 
 use crate::store::records::{Chunk, ChunkState, Record};
 use crate::store::{Store, keys};
@@ -31,7 +31,7 @@ pub(super) fn count(store: &dyn Store, serving: &BTreeSet<NodeId>) -> Result<Chu
                 ChunkState::Planned => chunks.planned += 1,
                 ChunkState::Garbage | ChunkState::Removing => chunks.garbage += 1,
                 ChunkState::Sealed => {
-                    let status = chunks.classes.entry(chunk.class.clone()).or_default();
+                    let status = chunks.classes.entry(chunk.redundancy.clone()).or_default();
                     add(status, &chunk, serving)?;
                 }
             }
@@ -46,19 +46,19 @@ pub(super) fn count(store: &dyn Store, serving: &BTreeSet<NodeId>) -> Result<Chu
     }
 }
 
-/// Counts a sealed chunk in its class.
+/// Counts a sealed chunk.
 fn add(status: &mut ClassStatus, chunk: &Chunk, serving: &BTreeSet<NodeId>) -> Result<(), Failure> {
-    let class: Class = chunk.class.parse()?;
-    status.class.clone_from(&chunk.class);
+    let redundancy: Redundancy = chunk.redundancy.parse()?;
+    status.class.clone_from(&chunk.redundancy);
     status.chunks += 1;
     status.bytes += chunk.length;
     status.live_bytes += chunk.live_bytes;
     let present =
         chunk.shards.iter().filter(|shard| !shard.lost && serving.contains(&NodeId(shard.node))).count();
-    if present < class.shards() as usize {
+    if present < redundancy.shards() as usize {
         status.degraded += 1;
     }
-    match present.checked_sub(class.needed_to_read() as usize) {
+    match present.checked_sub(redundancy.needed_to_read() as usize) {
         None => status.missing += 1,
         Some(spare) => {
             if status.by_spare.len() <= spare {
@@ -81,11 +81,11 @@ mod tests {
     fn a_shard_counts_where_somebody_serves_it() {
         let store = MemoryStore::default();
         let mut batch = Batch::new();
-        let mut put = |id, state: ChunkState, class: &str, shards: &[(u64, bool)]| {
+        let mut put = |id, state: ChunkState, redundancy: &str, shards: &[(u64, bool)]| {
             let shard = |&(node, lost)| Shard { node, lost, ..Shard::default() };
             let chunk = Chunk {
                 state: state.into(),
-                class: class.into(),
+                redundancy: redundancy.into(),
                 length: 10,
                 live_bytes: 7,
                 shards: shards.iter().map(shard).collect(),

@@ -166,9 +166,9 @@ pub struct Chunk {
     /// Where in its life it is.
     #[prost(enumeration = "ChunkState", tag = "1")]
     pub state: i32,
-    /// A `Class`, as text.
+    /// What it is kept as: a `Redundancy`, as text.
     #[prost(string, tag = "2")]
-    pub class: String,
+    pub redundancy: String,
     /// Bytes; 0 while planned.
     #[prost(uint64, tag = "3")]
     pub length: u64,
@@ -184,6 +184,10 @@ pub struct Chunk {
     /// When it becomes due in the garbage queue (planned, garbage), ms since 1970.
     #[prost(uint64, tag = "7")]
     pub due_ms: u64,
+    /// What its writer asked for: a `Class`, as text. Where that codes and the chunk is kept as copies, compaction may merge
+    /// it into a coded one.
+    #[prost(string, tag = "8")]
+    pub class: String,
 }
 
 /// A shard of a chunk on a node.

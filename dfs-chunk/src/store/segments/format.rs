@@ -20,8 +20,8 @@
 //!     32   4  shard index
 //!     36   4  data length: 1..=64 KiB
 //!     40   4  CRC32C of the data
-//!     44   4  length of the class's text: 1..=64
-//!     48  64  class as text, then zeros
+//!     44   4  length of the redundancy's text: 1..=64
+//!     48  64  redundancy as text, then zeros
 //!    112   8  when it was written, in milliseconds since 1970
 //!    120   4  zeros
 //!    124   4  CRC32C of bytes 0..124
@@ -47,7 +47,7 @@ pub(super) const RECORD_HEADER: usize = 128;
 const MAGIC: [u8; 8] = *b"DFSSEGMT";
 const RECORD_MAGIC: [u8; 4] = *b"DFSR";
 const FORMAT_VERSION: u32 = 1;
-const MAX_CLASS: usize = 64;
+const MAX_REDUNDANCY: usize = 64;
 const RECORD_CRC_AT: usize = RECORD_HEADER - 4;
 
 /// Which segment a record belongs to.
@@ -99,8 +99,8 @@ pub(super) fn padded_length(data_length: usize) -> usize {
 
 /// Writes a record to the start of `bytes`, padded. Returns its length.
 pub(super) fn encode(mark: &Mark, head: &Head, data: &[u8], bytes: &mut [u8]) -> usize {
-    let class = head.header.class.to_string();
-    assert!(class.len() <= MAX_CLASS, "every class's text fits a record");
+    let redundancy = head.header.redundancy.to_string();
+    assert!(redundancy.len() <= MAX_REDUNDANCY, "every redundancy's text fits a record");
     assert!(data.len() <= MAX_DATA && !data.is_empty(), "a record bears one block");
     let (record, _) = bytes.split_at_mut(padded_length(data.len()));
     record[..RECORD_HEADER].fill(0);
@@ -110,8 +110,8 @@ pub(super) fn encode(mark: &Mark, head: &Head, data: &[u8], bytes: &mut [u8]) ->
     record[32..36].copy_from_slice(&head.header.key.index.0.to_le_bytes());
     record[36..40].copy_from_slice(&(data.len() as u32).to_le_bytes());
     record[40..44].copy_from_slice(&head.crc32c.to_le_bytes());
-    record[44..48].copy_from_slice(&(class.len() as u32).to_le_bytes());
-    record[48..48 + class.len()].copy_from_slice(class.as_bytes());
+    record[44..48].copy_from_slice(&(redundancy.len() as u32).to_le_bytes());
+    record[48..48 + redundancy.len()].copy_from_slice(redundancy.as_bytes());
     record[112..120].copy_from_slice(&head.written_ms.to_le_bytes());
     let crc = crc32c::crc32c(&record[..RECORD_CRC_AT]);
     record[RECORD_CRC_AT..RECORD_HEADER].copy_from_slice(&crc.to_le_bytes());
@@ -133,10 +133,10 @@ fn decode(bytes: &[u8], cluster: ClusterId) -> Option<(Mark, Head)> {
     if data.is_empty() || data.len() > MAX_DATA || crc32c::crc32c(data) != crc32c {
         return None;
     }
-    let class = head[48..48 + MAX_CLASS].get(..u32_at(44) as usize)?;
-    let class = std::str::from_utf8(class).ok()?.parse().ok()?;
+    let redundancy = head[48..48 + MAX_REDUNDANCY].get(..u32_at(44) as usize)?;
+    let redundancy = std::str::from_utf8(redundancy).ok()?.parse().ok()?;
     let key = ShardKey { chunk: ChunkId(u64_at(24)), index: ShardIndex(u32_at(32)) };
-    let header = ShardHeader { cluster, key, class, length };
+    let header = ShardHeader { cluster, key, redundancy, length };
     let mark = head[8..24].try_into().expect("16 bytes");
     Some((mark, Head { header, crc32c, written_ms: u64_at(112) }))
 }

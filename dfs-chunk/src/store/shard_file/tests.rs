@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use dfs_proto::{ChunkId, Class, ShardIndex};
+use dfs_proto::{ChunkId, Redundancy, ShardIndex};
 use proptest::prelude::*;
 
 use super::*;
@@ -50,8 +50,8 @@ fn bytes_of(length: usize) -> Vec<u8> {
 
 fn write(data: &[u8]) -> Memory {
     let memory = Memory::default();
-    let class = Class::Replicated { copies: 3 };
-    let header = ShardHeader { cluster: CLUSTER, key: KEY, class, length: data.len() as u32 };
+    let redundancy = Redundancy::Replicated { copies: 3 };
+    let header = ShardHeader { cluster: CLUSTER, key: KEY, redundancy, length: data.len() as u32 };
     let mut writer = ShardWriter::new(Box::new(memory.clone()), header).unwrap();
     for frame in data.chunks(3 * BLOCK_SIZE) {
         let crcs: Vec<_> = frame.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
@@ -161,7 +161,7 @@ fn with_header(change: impl FnOnce(&mut [u8])) -> Result<Vec<u8>, Failure> {
 fn unknown_versions_and_impossible_headers_are_refused() {
     let code = |change: fn(&mut [u8])| with_header(change).unwrap_err().code;
     assert_eq!(code(|bytes| bytes[8] = 2), Code::VersionUnknown);
-    assert_eq!(code(|bytes| bytes[52] = b'X'), Code::VersionUnknown, "a class of later days");
+    assert_eq!(code(|bytes| bytes[52] = b'X'), Code::VersionUnknown, "a redundancy of later days");
     assert_eq!(code(|bytes| bytes[48] = 255), Code::VersionUnknown);
     assert_eq!(code(|bytes| bytes[40..48].fill(0)), Code::Corrupt);
     assert_eq!(code(|bytes| bytes[40..48].fill(0xff)), Code::Corrupt, "no memory is taken for this");

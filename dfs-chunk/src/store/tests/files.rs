@@ -69,8 +69,8 @@ async fn the_reserve_is_kept_and_promises_count() {
     let bench = Bench::new();
     let space = Space { free_bytes: 1_000_000, ..SMALL_DISK };
     *bench.faults.space.lock().unwrap() = Some(space);
-    let class = Class::Replicated { copies: 3 };
-    let header = |chunk| ShardHeader { cluster: CLUSTER, key: key(chunk), class, length: 600_000 };
+    let redundancy = Redundancy::Replicated { copies: 3 };
+    let header = |chunk| ShardHeader { cluster: CLUSTER, key: key(chunk), redundancy, length: 600_000 };
     let first = bench.store.receive(header(1)).await.unwrap();
     assert!(bench.store.room().unwrap().available_bytes < 400_000);
     assert_eq!(bench.store.receive(header(2)).await.err().unwrap().code, Code::NoSpace);

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dfs_proto::Class;
+use dfs_proto::Redundancy;
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
 use tempfile::TempDir;
 
@@ -66,8 +66,8 @@ impl Bench {
     }
 
     async fn put_bytes(&self, chunk: u64, data: Vec<u8>) -> Result<(), Failure> {
-        let class = Class::Replicated { copies: 3 };
-        let header = ShardHeader { cluster: CLUSTER, key: key(chunk), class, length: data.len() as u32 };
+        let redundancy = Redundancy::Replicated { copies: 3 };
+        let header = ShardHeader { cluster: CLUSTER, key: key(chunk), redundancy, length: data.len() as u32 };
         let mut incoming = self.store.receive(header).await?;
         for frame in data.chunks(MAX_FRAME_DATA / 4) {
             let crc32c = frame.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();

@@ -147,7 +147,7 @@ fn broken(error: reed_solomon_simd::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use dfs_proto::Class;
+    use dfs_proto::Redundancy;
     use proptest::prelude::*;
 
     use super::*;
@@ -192,7 +192,7 @@ mod tests {
             count in 1..20_u32,
         ) {
             let length = u64::from(data) * BLOCK_SIZE as u64 + more;
-            let stripe = Stripe::new(Class::Coded { data, parity }, length).unwrap();
+            let stripe = Stripe::new(Redundancy::Coded { data, parity }, length).unwrap();
             let bytes = pattern(length as usize, salt);
             let packed = PackedChunk::new(vec![Bytes::from(bytes.clone())]);
             let shards = shards(&stripe, &packed);

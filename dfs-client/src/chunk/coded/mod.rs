@@ -1,4 +1,4 @@
-//! Chunks whose class is `ec:K+M`: encoded while they are sent, one shard to each node; read from the data shards, and
+//! Chunks whose redundancy is `ec:K+M`: encoded while they are sent, one shard to each node; read from the data shards, and
 //! rebuilt from any K where some of those are missing or slow.
 
 mod code;

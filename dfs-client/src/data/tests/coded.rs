@@ -32,7 +32,7 @@ async fn any_two_shards_may_be_lost_of_chunks_of_any_length() {
         file.flush().await.unwrap();
         let expected = if length < 4 * BLOCK_SIZE { "replicated:3" } else { CLASS };
         let chunk = bench.meta.extents(ino)[0].chunk;
-        assert_eq!(bench.meta.sealed()[&chunk].class, expected, "{length} bytes");
+        assert_eq!(bench.meta.sealed()[&chunk].redundancy, expected, "{length} bytes");
     }
     for fault in [Fault::None, Fault::Corrupt, Fault::Forgets] {
         for (first, second) in [(0, 1), (0, 5), (1, 3), (2, 4), (3, 5), (4, 5)] {
@@ -81,10 +81,17 @@ async fn a_small_read_asks_one_shard_and_a_degraded_one_as_many_as_it_needs() {
     let at = 17 * BLOCK_SIZE + 300;
     let expected = &bytes[at..at + 4096];
     let read = async || {
-        let cold = bench.another().open(&bench.meta.attr(7), None);
-        reset(&bench);
-        assert!(cold.read(at as u64, 4096).await.unwrap() == expected);
-        blocks_read(&bench)
+        for _ in 0..50 {
+            let plane = bench.another();
+            let cold = plane.open(&bench.meta.attr(7), None);
+            reset(&bench);
+            assert!(cold.read(at as u64, 4096).await.unwrap() == expected);
+            // On a busy machine an answer may take so long that others are asked, too.
+            if plane.io.hedges() == 0 {
+                return blocks_read(&bench);
+            }
+        }
+        panic!("every read was hedged");
     };
     let healthy = read().await;
     assert_eq!(healthy.iter().sum::<usize>(), 1, "{healthy:?}");
@@ -129,7 +136,7 @@ async fn nodes_that_fail_while_they_are_written_are_replaced_or_done_without() {
             file.flush().await.unwrap();
             for plan in bench.meta.sealed().values() {
                 assert_eq!(
-                    (plan.shards.len(), &plan.class[..]),
+                    (plan.shards.len(), &plan.redundancy[..]),
                     (shards, class),
                     "{dead} of {nodes}, {fault:?}"
                 );

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dfs_proto::{ChunkId, Class, NodeId, stripe};
+use dfs_proto::{ChunkId, NodeId, Redundancy, stripe};
 
 use super::super::counters;
 use super::each;
@@ -73,12 +73,12 @@ impl Walk {
     fn chunk(&mut self, id: ChunkId, chunk: &Chunk) {
         self.last_chunk = id.0;
         let mut wrong = Vec::new();
-        let class = chunk.class.parse::<Class>();
-        if class.is_err() {
-            wrong.push(format!("is of no class: {:?}", chunk.class));
+        let redundancy = chunk.redundancy.parse::<Redundancy>();
+        if redundancy.is_err() {
+            wrong.push(format!("is of no redundancy: {:?}", chunk.redundancy));
         }
-        let shard_length = |index| match &class {
-            Ok(class) => stripe::shard_length(*class, chunk.length, index),
+        let shard_length = |index| match &redundancy {
+            Ok(redundancy) => stripe::shard_length(*redundancy, chunk.length, index),
             Err(_) => chunk.length,
         };
         let state = chunk.state();
