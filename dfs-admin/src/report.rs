@@ -126,6 +126,8 @@ pub struct ClassChunks {
     pub bytes: u64,
     /// Bytes of them that files still name.
     pub live_bytes: u64,
+    /// Copies for now: their class codes, but they were too short for it.
+    pub short: u64,
     /// Chunks by redundancy left: first those that bear no further loss.
     pub by_spare: Vec<u64>,
     /// See [`Chunks::degraded`].
@@ -282,6 +284,7 @@ impl From<&ClassStatus> for ClassChunks {
             bytes: status.bytes,
             live_bytes: status.live_bytes,
             by_spare: status.by_spare.clone(),
+            short: status.short,
             degraded: status.degraded,
             missing: status.missing,
         }

@@ -67,8 +67,8 @@ fn text(report: &Report) -> String {
     );
     text += &section(
         "chunks",
-        &["class", "chunks", "bytes", "live", "degraded", "missing", "by redundancy left"],
-        &[1, 2, 3, 4, 5],
+        &["class", "chunks", "bytes", "live", "short", "degraded", "missing", "by redundancy left"],
+        &[1, 2, 3, 4, 5, 6],
         report.chunks.by_class.iter().map(class_row).collect(),
     );
     let chunks = &report.chunks;
@@ -128,6 +128,7 @@ fn class_row(class: &ClassChunks) -> Vec<String> {
         class.chunks.to_string(),
         bytes(class.bytes),
         bytes(class.live_bytes),
+        class.short.to_string(),
         class.degraded.to_string(),
         class.missing.to_string(),
         spare.join(", "),

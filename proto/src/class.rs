@@ -12,12 +12,12 @@ use crate::redundancy::Redundancy;
 pub const MAX_TEXT: usize = 255;
 /// With [`Rule::Auto`], chunks below this are kept as copies.
 const AUTO_CODED_FROM: u64 = 1024 * 1024;
-/// What [`Rule::Auto`] codes with, the widest first. Each stands the loss of two chunk daemons at least, as the default
-/// does.
-const AUTO_CODES: [Redundancy; 3] = [
+/// What [`Rule::Auto`] chooses from. Each stands the loss of two chunk daemons at least, as the default does.
+const AUTO_CHOICES: [Redundancy; 4] = [
     Redundancy::Coded { data: 8, parity: 3 },
     Redundancy::Coded { data: 4, parity: 2 },
     Redundancy::Coded { data: 2, parity: 2 },
+    Redundancy::Replicated { copies: 3 },
 ];
 
 /// A class.
@@ -55,16 +55,12 @@ impl Class {
         }
     }
 
-    /// What a chunk is kept as, where `nodes` chunk daemons may hold its shards.
-    pub fn redundancy(&self, nodes: usize, is_short: bool) -> Redundancy {
-        let redundancy = match self.rule {
-            Rule::Fixed(redundancy) => redundancy,
-            Rule::Auto => {
-                let fits = |code: &Redundancy| code.shards() as usize <= nodes;
-                AUTO_CODES.into_iter().find(fits).unwrap_or_default()
-            }
-        };
-        if is_short { redundancy.as_copies() } else { redundancy }
+    /// What a long chunk may be kept as: the first of these that the cluster can hold, or the last. Not empty.
+    pub fn choices(&self) -> &[Redundancy] {
+        match &self.rule {
+            Rule::Fixed(redundancy) => std::slice::from_ref(redundancy),
+            Rule::Auto => &AUTO_CHOICES,
+        }
     }
 
     /// Whether shards may be in this zone.
@@ -161,24 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn short_chunks_are_copied_and_auto_is_as_wide_as_the_cluster() {
+    fn long_chunks_are_coded_and_short_ones_are_not() {
         let coded = class("ec:4+2");
         assert_eq!((coded.is_short(256 * 1024), coded.is_short(256 * 1024 - 1)), (false, true));
-        assert_eq!(coded.redundancy(3, false).to_string(), "ec:4+2", "as asked for, however many there are");
-        assert_eq!(coded.redundancy(9, true).to_string(), "replicated:3");
+        assert_eq!(coded.choices(), ["ec:4+2".parse().unwrap()]);
         let auto = class("auto");
         assert_eq!((auto.is_short(1 << 20), auto.is_short((1 << 20) - 1)), (false, true));
-        let on = |nodes, short| auto.redundancy(nodes, short).to_string();
-        assert_eq!(
-            [on(11, false), on(10, false), on(6, false), on(5, false), on(4, false), on(3, false)],
-            ["ec:8+3", "ec:4+2", "ec:4+2", "ec:2+2", "ec:2+2", "replicated:3"]
-        );
-        assert_eq!(
-            [on(11, true), on(6, true), on(1, true)],
-            ["replicated:4", "replicated:3", "replicated:3"]
-        );
+        assert!(auto.choices().iter().all(|choice| choice.takes(1 << 20)));
+        assert!(auto.choices().iter().all(|choice| choice.shards() - choice.needed_to_read() >= 2));
         let copies = class("replicated:2");
-        assert!(!copies.is_short(1) && copies.redundancy(9, true) == copies.redundancy(9, false));
+        assert!(!copies.is_short(1) && !copies.is_coded() && coded.is_coded() && auto.is_coded());
     }
 
     #[test]

@@ -190,7 +190,8 @@ impl FakeMeta {
     }
 
     fn allocate(&self, state: &mut State, op: &Allocate) -> Result<ChunkPlan, Failure> {
-        let redundancy = op.class.parse::<Class>()?.redundancy(self.nodes.len(), op.is_short);
+        let long = op.class.parse::<Class>()?.choices()[0];
+        let redundancy = if op.is_short { long.as_copies() } else { long };
         state.last_chunk += 1;
         let mut order: Vec<&Arc<FakeNode>> = self.nodes.iter().collect();
         order.rotate_left(state.last_chunk as usize % self.nodes.len());

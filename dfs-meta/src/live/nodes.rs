@@ -12,6 +12,8 @@ use dfs_proto::{ChunkId, Epoch, Labels, NodeAddress, NodeId};
 use crate::cluster::Candidate;
 use crate::store::records;
 
+/// Nodes in a cluster.
+pub const MAX_NODES: usize = 4096;
 /// A full list of shards that was asked for and has not ended after so long is asked for again.
 const INVENTORY_PATIENCE: Duration = Duration::from_secs(600);
 

@@ -22,7 +22,9 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Allocate) -> Result<Alloca
     }
     check_avoid(&request.avoid)?;
     let near = writer_host(cx, request.client.as_ref());
-    let redundancy = class.redundancy(nodes_for(cx, &class), request.is_short);
+    let nodes = cx.live.nodes.iter().map(|(id, node)| (id, node.labels()));
+    let long = cluster::redundancy_of(&class, nodes);
+    let redundancy = if request.is_short { long.as_copies() } else { long };
     let mut room = Room::new(cx, &class, redundancy, &request.avoid, &[]);
     let mut made: Vec<(ChunkId, Chunk)> = Vec::new();
     for _ in 0..request.count {
@@ -75,12 +77,6 @@ pub(super) fn answer(cx: &mut Context<'_, '_>, made: &[(ChunkId, Chunk)]) -> Res
         }
     }
     Ok(Allocated { chunks, plan_lifetime_ms: cx.settings.plan_lifetime.as_millis() as u64 })
-}
-
-/// How many nodes may hold shards of a chunk of this class.
-fn nodes_for(cx: &Context<'_, '_>, class: &Class) -> usize {
-    let up = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0);
-    up.iter().filter(|candidate| class.allows_zone(&candidate.zone)).count()
 }
 
 /// The host to place the first shard on, where the setting says so.
@@ -183,7 +179,7 @@ impl<'a> Room<'a> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use dfs_proto::meta::{NodeHeartbeat, request};
+    use dfs_proto::meta::{NodeHeartbeat, Replace, request};
 
     use super::super::testing::{Bench, answer};
     use super::*;
@@ -242,6 +238,58 @@ mod tests {
         assert_eq!(failure.code, Code::TooFewNodes, "{failure}");
         bench.beat(4, 1 << 40);
         assert_eq!(allocate(&mut bench, three_copies(1, &[])).unwrap(), [BTreeSet::from([3, 4])]);
+    }
+
+    fn of_class(class: &str, is_short: bool) -> Allocate {
+        Allocate { class: class.into(), is_short, ..three_copies(1, &[]) }
+    }
+
+    #[test]
+    fn a_class_decides_how_many_shards_and_where() {
+        let mut bench = Bench::with_nodes(0);
+        for number in 1..=8 {
+            let zone = if number <= 6 { "a" } else { "b" };
+            bench.join_at(
+                number,
+                Labels { host: format!("h{number}"), zone: zone.into(), ..Labels::default() },
+            );
+        }
+        let kept_as = |bench: &Bench, id: u64| {
+            let chunk = bench.chunk(id).unwrap();
+            (chunk.redundancy, chunk.class)
+        };
+        let cases = [
+            (of_class("ec:4+2", false), 6, "ec:4+2"),
+            (of_class("ec:4+2", true), 3, "replicated:3"),
+            (of_class("auto", false), 6, "ec:4+2"),
+            (of_class("auto,zone=a", false), 6, "ec:4+2"),
+            (of_class("replicated:2,zone=b", true), 2, "replicated:2"),
+        ];
+        for (id, (request, shards, redundancy)) in (1..).zip(cases) {
+            let nodes = allocate(&mut bench, request.clone()).unwrap().remove(0);
+            assert_eq!(nodes.len(), shards, "{request:?}");
+            let allowed = |node: &u64| match request.class.split_once("zone=") {
+                Some((_, zone)) => (*node <= 6) == (zone == "a"),
+                None => true,
+            };
+            assert!(nodes.iter().all(allowed), "{request:?}: {nodes:?}");
+            assert_eq!(kept_as(&bench, id), (redundancy.to_owned(), request.class));
+        }
+        let failure = allocate(&mut bench, of_class("replicated:3,zone=c", false)).unwrap_err();
+        assert_eq!(failure.code, Code::TooFewNodes, "{failure}");
+        let failed = Replace { chunk: 5, failed: vec![7], avoid: vec![] };
+        let failure = bench.run(request::Op::Replace(failed)).unwrap_err();
+        assert_eq!(failure.code, Code::TooFewNodes, "another node would be in another zone: {failure}");
+    }
+
+    #[test]
+    fn a_coded_chunk_promises_its_shards_only() {
+        let mut bench = Bench::with_nodes(6);
+        for node in 1..=6 {
+            bench.beat(node, limits::MAX_CHUNK_LENGTH);
+        }
+        let four = Allocate { count: 9, ..of_class("ec:4+2", false) };
+        assert_eq!(allocate(&mut bench, four).unwrap().len(), 4, "each shard is a quarter at most");
     }
 
     #[test]

@@ -57,10 +57,8 @@ fn check_room(cx: &Context<'_, '_>, inode: &Inode, length: u64) -> Result<(), Fa
     if cx.uptime < cx.settings.node_dead_after {
         return Ok(());
     }
-    let nodes = cx.live.nodes.candidates(cx.uptime, cx.settings.patience(), 0);
     let class: Class = inode.class.parse()?;
-    let space = nodes.into_iter().map(|node| (node.zone, node.free_bytes)).collect();
-    let free = stat_fs::usable_by(&class, space);
+    let free = stat_fs::available_bytes(cx, &class);
     if length > free.saturating_add(inode.allocated_bytes) {
         let message = format!("the cluster has no room for {length} bytes more of class {class}");
         return Err(Failure::new(Code::NoSpace, message));

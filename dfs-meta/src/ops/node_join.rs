@@ -5,12 +5,10 @@ use dfs_proto::meta::{NodeJoin, NodeJoined};
 use dfs_proto::{Code, Failure, Labels, NodeId, PROTOCOL_VERSION};
 
 use super::{Context, counters};
-use crate::live::nodes::Fill;
+use crate::live::nodes::{Fill, MAX_NODES};
 use crate::store::keys;
 use crate::store::records::Node;
 
-/// Nodes in a cluster.
-const MAX_NODES: usize = 4096;
 /// The longest label, version and address, in bytes.
 const MAX_TEXT: usize = 255;
 

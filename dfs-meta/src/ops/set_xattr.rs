@@ -6,7 +6,10 @@ use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, limits};
 use super::acl::Acl;
 use super::xattrs::Kind;
 use super::{Context, inode, xattrs};
-use crate::store::records::Inode;
+use crate::cluster;
+use crate::live::nodes::{self, MAX_NODES};
+use crate::store::keys::{self, Key};
+use crate::store::records::{Inode, Node};
 
 /// E2BIG, EACCES (a default ACL on something else than a directory), EEXIST, EINVAL, ENODATA, ENOSPC, EOPNOTSUPP, EPERM,
 /// ERANGE; ESTALE when the inode is gone.
@@ -34,7 +37,7 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &SetXattr) -> Result<Attr, 
         }
         Kind::AccessAcl => set_access_acl(cx, ino, &mut inode, &request.value, request.kill_set_gid)?,
         Kind::DefaultAcl => set_default_acl(cx, ino, &mut inode, &request.value)?,
-        Kind::Class => set_class(&mut inode, &request.value)?,
+        Kind::Class => set_class(cx, &mut inode, &request.value)?,
     }
     inode::changed(&mut inode, cx.now);
     inode::save(cx, ino, &inode);
@@ -124,13 +127,21 @@ fn check_may_have_acl(inode: &Inode) -> Result<(), Failure> {
 }
 
 /// What is made below the directory from now on is kept that way; what is there stays as it is.
-fn set_class(inode: &mut Inode, value: &[u8]) -> Result<(), Failure> {
+fn set_class(cx: &mut Context<'_, '_>, inode: &mut Inode, value: &[u8]) -> Result<(), Failure> {
     if inode.kind() != FileKind::Directory {
         let message = "the class is set on directories; files have that of the directory they were made in";
         return Err(Failure::new(Code::NotSupported, message));
     }
     let text = std::str::from_utf8(value).map_err(|_| Failure::new(Code::Invalid, "a class is text"))?;
-    inode.class = text.trim_end_matches('\n').parse::<Class>()?.to_string();
+    let class: Class = text.trim_end_matches('\n').parse()?;
+    let nodes = cx.tx.scan::<Node>(&keys::nodes(), MAX_NODES)?;
+    let place = |(key, node): &(Key, Node)| {
+        let id = keys::node_id(key);
+        (id, nodes::address(id, node).labels.unwrap_or_default())
+    };
+    let places: Vec<_> = nodes.iter().map(place).collect();
+    cluster::check_can_hold(&class, &places)?;
+    inode.class = class.to_string();
     Ok(())
 }
 

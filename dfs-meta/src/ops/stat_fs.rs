@@ -5,34 +5,44 @@ use dfs_proto::meta::{FsStats, NodeState};
 use dfs_proto::{Class, Failure, Ino, Redundancy};
 
 use super::{Context, counters, inode};
+use crate::cluster;
+use crate::cluster::holding::NodePlace;
+use crate::live::nodes::LiveNode;
 
 /// Space is what files may take up, by the root directory's class, on the chunk daemons that answer.
 pub(super) fn run(cx: &mut Context<'_, '_>) -> Result<FsStats, Failure> {
     let class: Class = inode::load(cx, Ino::ROOT)?.class.parse()?;
-    let patience = cx.settings.patience();
-    let (mut capacity, mut free) = (Vec::new(), Vec::new());
-    for (_, node) in cx.live.nodes.iter() {
-        let state = node.state(cx.uptime, patience);
-        if state != NodeState::Down {
-            capacity.push((node.labels().zone, node.fill.capacity_bytes));
-        }
-        if matches!(state, NodeState::Up | NodeState::Suspect) {
-            free.push((node.labels().zone, node.free_bytes()));
-        }
-    }
+    let present = |state| state != NodeState::Down;
     Ok(FsStats {
-        total_bytes: usable_by(&class, capacity),
-        available_bytes: usable_by(&class, free),
+        total_bytes: usable_by(&class, &space(cx, present, |node| node.fill.capacity_bytes)),
+        available_bytes: available_bytes(cx, &class),
         files: counters::get(cx.tx, counters::FILES)?,
         used_bytes: counters::get(cx.tx, counters::USED_BYTES)?,
     })
 }
 
-/// How many bytes of files of this class fit on nodes, given by zone and space.
-pub(super) fn usable_by(class: &Class, nodes: Vec<(String, u64)>) -> u64 {
-    let nodes = nodes.into_iter().filter(|(zone, _)| class.allows_zone(zone));
-    let space: Vec<u64> = nodes.map(|(_, bytes)| bytes).collect();
-    let redundancy = class.redundancy(space.len(), false);
+/// What files of this class may take up besides what is there.
+pub(super) fn available_bytes(cx: &Context<'_, '_>, class: &Class) -> u64 {
+    let writable = |state| matches!(state, NodeState::Up | NodeState::Suspect);
+    usable_by(class, &space(cx, writable, LiveNode::free_bytes))
+}
+
+/// The nodes in some states, with some measure of their space.
+fn space(
+    cx: &Context<'_, '_>,
+    counts: impl Fn(NodeState) -> bool,
+    bytes: impl Fn(&LiveNode) -> u64,
+) -> Vec<(NodePlace, u64)> {
+    let patience = cx.settings.patience();
+    let nodes = cx.live.nodes.iter().filter(|(_, node)| counts(node.state(cx.uptime, patience)));
+    nodes.map(|(id, node)| ((id, node.labels()), bytes(node))).collect()
+}
+
+/// How many bytes of files of this class fit on nodes, which are given with their space.
+fn usable_by(class: &Class, nodes: &[(NodePlace, u64)]) -> u64 {
+    let redundancy = cluster::redundancy_of(class, nodes.iter().map(|(place, _)| place.clone()));
+    let allowed = nodes.iter().filter(|((_, labels), _)| class.allows_zone(&labels.zone));
+    let space: Vec<u64> = allowed.map(|(_, bytes)| *bytes).collect();
     // Where too few nodes are there to code, clients keep copies.
     let is_enough = space.len() >= redundancy.needed_to_write() as usize;
     usable(space, if is_enough { redundancy } else { redundancy.as_copies() })

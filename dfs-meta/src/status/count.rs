@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_proto::meta::ClassStatus;
-use dfs_proto::{ChunkId, Failure, NodeId, Redundancy};
+use dfs_proto::{ChunkId, Class, Failure, NodeId, Redundancy};
 
 use crate::store::records::{Chunk, ChunkState, Record};
 use crate::store::{Store, keys};
@@ -51,6 +51,8 @@ fn add(status: &mut ClassStatus, chunk: &Chunk, serving: &BTreeSet<NodeId>) -> R
     let redundancy: Redundancy = chunk.redundancy.parse()?;
     status.class.clone_from(&chunk.redundancy);
     status.chunks += 1;
+    status.short +=
+        u64::from(redundancy == redundancy.as_copies() && chunk.class.parse::<Class>()?.is_coded());
     status.bytes += chunk.length;
     status.live_bytes += chunk.live_bytes;
     let present =
@@ -81,11 +83,13 @@ mod tests {
     fn a_shard_counts_where_somebody_serves_it() {
         let store = MemoryStore::default();
         let mut batch = Batch::new();
+        let class = Class::default().to_string();
         let mut put = |id, state: ChunkState, redundancy: &str, shards: &[(u64, bool)]| {
             let shard = |&(node, lost)| Shard { node, lost, ..Shard::default() };
             let chunk = Chunk {
                 state: state.into(),
                 redundancy: redundancy.into(),
+                class: if id == 4 { "ec:2+1".into() } else { class.clone() },
                 length: 10,
                 live_bytes: 7,
                 shards: shards.iter().map(shard).collect(),
@@ -112,6 +116,7 @@ mod tests {
         assert_eq!((three.degraded, three.missing, &three.by_spare[..]), (2, 1, &[0, 1, 1][..]));
         let two = &counted.classes["replicated:2"];
         assert_eq!((two.degraded, two.missing, &two.by_spare[..]), (1, 0, &[1][..]));
+        assert_eq!((two.short, three.short), (1, 0));
         assert_eq!(counted.classes["replicated:1"].by_spare, [PAGE as u64 + 1]);
     }
 }

@@ -155,6 +155,20 @@ fn default_lists_are_for_directories() {
 }
 
 #[test]
+fn a_class_that_the_cluster_cannot_hold_is_refused() {
+    let mut bench = Bench::with_nodes(5);
+    let dir = bench.make_dir(ROOT, "dir");
+    let failure = bench.set_xattr(dir, "dfs.class", b"ec:4+2").unwrap_err();
+    assert_eq!(failure.code, Code::Invalid);
+    assert!(failure.message.contains("needs 6 chunk daemons, and there are 5"), "{failure}");
+    assert_eq!(bench.get_xattr(dir, "dfs.class").unwrap(), b"replicated:3");
+    bench.join(6, "host6");
+    bench.set_xattr(dir, "dfs.class", b"ec:4+2").unwrap();
+    let failure = bench.set_xattr(dir, "dfs.class", b"auto,zone=moon").unwrap_err();
+    assert!(failure.message.contains("in the zone \"moon\""), "{failure}");
+}
+
+#[test]
 fn the_class_is_shown_everywhere_and_set_on_directories() {
     let mut bench = Bench::new();
     let dir = bench.make_dir(ROOT, "dir");

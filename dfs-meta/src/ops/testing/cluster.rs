@@ -43,11 +43,15 @@ impl Bench {
 
     /// A chunk daemon with a disk of its own joins.
     pub(crate) fn join(&mut self, number: u8, host: &str) -> NodeJoined {
-        let labels = Some(Labels { host: host.into(), ..Labels::default() });
+        self.join_at(number, Labels { host: host.into(), ..Labels::default() })
+    }
+
+    /// The same, with all of its labels.
+    pub(crate) fn join_at(&mut self, number: u8, labels: Labels) -> NodeJoined {
         let join = NodeJoin {
             disk: vec![number; 16].into(),
-            address: format!("{host}:7610"),
-            labels,
+            address: format!("{}:7610", labels.host),
+            labels: Some(labels),
             capacity_bytes: CAPACITY,
             available_bytes: CAPACITY,
             protocol: PROTOCOL_VERSION,
