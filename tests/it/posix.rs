@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dfs_tests::cluster::Cluster;
 use dfs_tests::commands::{self, run, shell};
+use dfs_tests::fsx;
 use dfs_tests::operation::Data;
 use dfs_tests::programs;
 use nix::errno::Errno;
@@ -57,49 +58,12 @@ fn pjdfstest_has_no_failures() {
     assert!(count("passed") >= 383, "{summary}");
 }
 
-/// Random reads, writes, mappings and holes in one file, against what it must hold.
 #[test]
 fn fsx_finds_nothing_with_four_seeds() {
-    const OPERATIONS: &str = "20000";
-    const CONFIGURATION: &str = "
-        flen = 1048576
-        [weights]
-        close_open = 0.5
-        invalidate = 0.5
-        mapread = 1
-        mapwrite = 1
-        read = 1
-        write = 1
-        truncate = 1
-        fsync = 0.5
-        fdatasync = 0.5
-        posix_fallocate = 1
-        punch_hole = 1
-        sendfile = 0.5
-        posix_fadvise = 0.5
-        copy_file_range = 1
-    ";
-    let tool = programs::tool("fsx", "0.3.2");
     let cluster = Cluster::start();
     let mount = cluster.mount();
-    let configuration = cluster.directory().join("fsx.toml");
-    fs::write(&configuration, CONFIGURATION).unwrap();
-    std::thread::scope(|scope| {
-        for seed in ["1", "2", "3", "4"] {
-            let (tool, configuration, cluster, mount) = (&tool, &configuration, &cluster, &mount);
-            scope.spawn(move || {
-                let mut command = Command::new(tool);
-                command.arg("-f").arg(configuration).args(["-N", OPERATIONS, "-S", seed, "-P"]);
-                let output = run(
-                    command.arg(cluster.directory()).arg(mount.join(format!("fsx-{seed}"))),
-                    commands::PATIENCE,
-                );
-                let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-                let tail = &said[said.floor_char_boundary(said.len().saturating_sub(6000))..];
-                assert!(output.status.success() && said.contains("A-OK"), "seed {seed}: {tail}");
-            });
-        }
-    });
+    let files = [1, 2, 3, 4].map(|seed| (mount.join(format!("fsx-{seed}")), seed));
+    fsx::run_on(&cluster, &files, 20_000);
 }
 
 #[test]

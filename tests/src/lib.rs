@@ -22,6 +22,7 @@
 pub mod cluster;
 pub mod commands;
 pub mod disks;
+pub mod fsx;
 pub mod invariants;
 pub mod journal;
 pub mod keeper;
