@@ -7,16 +7,20 @@
 //! | [`status`] | the cluster's health, printed |
 //! | [`report`] | the cluster's health, judged |
 //! | [`info`] | where one file's bytes are |
+//! | [`class`] | how directories are kept |
+//! | `locate` | which inode a path means |
 //! | [`find`] | finds the metadata server |
 //! | [`server`] | calls to the metadata server without a session |
 //! | [`mounts`] | the kernel's table of mounts |
 //! | [`daemon`] | one dfs program as a child process |
 //! | [`print`] | numbers and tables for people |
 
+pub mod class;
 pub mod daemon;
 pub mod dev;
 pub mod find;
 pub mod info;
+mod locate;
 pub mod mounts;
 pub mod print;
 pub mod report;

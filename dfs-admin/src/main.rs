@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use dfs_admin::{dev, info, status};
+use dfs_admin::{class, dev, info, status};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// Looks after a dfs cluster
@@ -46,6 +46,13 @@ enum Verb {
         /// A path on a mount, or dfs:/PATH inside the filesystem
         path: PathBuf,
     },
+    /// Say and see how what is made in a directory is kept
+    Class {
+        #[command(flatten)]
+        meta: Meta,
+        #[command(subcommand)]
+        verb: class::Verb,
+    },
 }
 
 fn main() -> ExitCode {
@@ -72,6 +79,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Status { meta, json } => runtime.block_on(status::run(meta.meta.as_deref(), json)),
         Verb::Info { meta, json, path } => {
             runtime.block_on(info::run(meta.meta.as_deref(), &path, json))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Class { meta, verb } => {
+            runtime.block_on(class::run(meta.meta.as_deref(), &verb))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -1,11 +1,12 @@
 //! A dfs cluster as a library: POSIX semantics without FUSE.
 //!
 //! Arrows go one way: `fs` (the face: inodes, handles, locks) → `data` (dirty buffers, extents, reader, writer) →
-//! `chunk` (one chunk to and from its nodes) and `session` (calls to the metadata server, exactly once) → `line` (many calls
+//! `chunk` (one chunk to and from its nodes, with `erasure`) and `session` (calls to the metadata server, exactly once) → `line` (many calls
 //! on one stream).
 
 mod chunk;
 pub mod data;
+pub mod erasure;
 #[cfg(test)]
 mod fake;
 pub mod fs;

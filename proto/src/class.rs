@@ -102,7 +102,12 @@ impl FromStr for Class {
         let mut parts = text.split(',');
         let rule = match parts.next().unwrap_or_default() {
             "auto" => Rule::Auto,
-            redundancy => Rule::Fixed(redundancy.parse()?),
+            redundancy => Rule::Fixed(redundancy.parse().map_err(|_| {
+                invalid(format!(
+                    "{text:?} is not a class: write replicated:N with N from 1 to 5, ec:K+M with K from 2 to 16 and M from \
+                     1 to 4, or auto; then options as ,zone=NAME"
+                ))
+            })?),
         };
         let mut class = Self { rule, ..Self::default() };
         for option in parts {

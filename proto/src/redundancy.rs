@@ -96,11 +96,10 @@ impl FromStr for Redundancy {
             _ => None,
         };
         parsed.ok_or_else(|| {
-            let message = format!(
-                "{text:?} is not a redundancy: write replicated:N with N from 1 to 5, or ec:K+M with K from 2 to 16 and M from \
-                 1 to 4"
-            );
-            Failure::new(Code::Invalid, message)
+            Failure::new(
+                Code::Invalid,
+                format!("{text:?} does not say how chunks are kept, as replicated:N or ec:K+M do"),
+            )
         })
     }
 }

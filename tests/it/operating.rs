@@ -87,6 +87,40 @@ fn status_tells_a_clusters_health() {
 }
 
 #[test]
+fn classes_are_set_and_told_and_refused_with_a_sentence() {
+    let cluster = Cluster::start();
+    let mount = cluster.mount();
+    let directory = mount.join("d");
+    fs::create_dir(&directory).unwrap();
+    let path = directory.to_str().unwrap();
+    let set = admin(&["class", "set", path, "ec:2+1"]);
+    assert!(set.status.success(), "{}", said(&set));
+    fs::write(directory.join("f"), vec![1; 500_000]).unwrap();
+    for inside in ["d", "d/f"] {
+        let get = admin(&["class", "get", mount.join(inside).to_str().unwrap()]);
+        assert_eq!(said(&get), "ec:2+1\n");
+    }
+    for (class, why) in [
+        ("ec:4+2", "this cluster cannot hold the class ec:4+2: it needs 6 chunk daemons, and there are 3"),
+        ("raid5", "is not a class"),
+        ("auto,zone=moon", "no chunk daemon is in the zone"),
+    ] {
+        let refused = admin(&["class", "set", path, class]);
+        assert!(!refused.status.success() && said(&refused).contains(why), "{}", said(&refused));
+    }
+    let refused = admin(&["class", "set", mount.join("d/f").to_str().unwrap(), "replicated:2"]);
+    assert!(!refused.status.success() && said(&refused).contains("not a directory"), "{}", said(&refused));
+    let list = admin(&["class", "--meta", cluster.address(), "list", "--json"]);
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let of = |class: &str| list.as_array().unwrap().iter().find(|row| row["class"] == class).unwrap().clone();
+    assert_eq!(
+        (of("ec:2+1")["can_be_held"].as_bool(), of("ec:4+2")["can_be_held"].as_bool()),
+        (Some(true), Some(false))
+    );
+    assert_eq!(said(&admin(&["class", "get", path])), "ec:2+1\n", "what was refused changed nothing");
+}
+
+#[test]
 fn info_tells_where_a_file_is() {
     let cluster = Cluster::start();
     let mount = cluster.mount();

@@ -49,6 +49,6 @@ pub(super) fn rules(op: &Op) -> Rules {
         Op::GetLock(_) | Op::SetLock(_) => SESSION,
 
         Op::NodeJoin(_) | Op::NodeHeartbeat(_) | Op::NodeInventory(_) | Op::ReportShard(_) => ANYBODY,
-        Op::Status(_) | Op::PathOf(_) => ANYBODY,
+        Op::Status(_) | Op::PathOf(_) | Op::CheckClass(_) => ANYBODY,
     }
 }

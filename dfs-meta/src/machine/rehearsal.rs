@@ -22,7 +22,7 @@ pub(super) fn is_of_use(request: &Request) -> bool {
             Op::Open(_) | Op::Close(_) | Op::SetAttr(_) | Op::Plan(_) | Op::Seek(_) => true,
             Op::Commit(_) | Op::CopyRange(_) | Op::Fallocate(_) => true,
             Op::OpenSession(_) | Op::CloseSession(_) | Op::Heartbeat(_) | Op::Reclaim(_) => false,
-            Op::StatFs(_) | Op::Status(_) | Op::Allocate(_) | Op::Replace(_) => false,
+            Op::StatFs(_) | Op::Status(_) | Op::CheckClass(_) | Op::Allocate(_) | Op::Replace(_) => false,
             Op::GetLock(_) | Op::SetLock(_) => false,
             Op::NodeJoin(_) | Op::NodeHeartbeat(_) | Op::NodeInventory(_) | Op::ReportShard(_) => false,
         },

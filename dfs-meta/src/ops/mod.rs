@@ -7,6 +7,7 @@
 mod acl;
 mod allocate;
 pub mod check;
+mod check_class;
 mod close;
 mod close_session;
 mod commit;
@@ -204,6 +205,7 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::Close(request) => close::run(cx, request).map(reply::Result::Done),
         Op::StatFs(_) => stat_fs::run(cx).map(reply::Result::FsStats),
         Op::PathOf(request) => path_of::run(cx, request).map(reply::Result::Paths),
+        Op::CheckClass(request) => check_class::run(cx, request).map(reply::Result::Done),
         _ => Err(Failure::new(Code::NotSupported, "this server does not know the operation")),
     }
 }

@@ -1,15 +1,12 @@
 //! Sets an extended attribute, an access control list, or a directory's class: setxattr(2).
 
 use dfs_proto::meta::{SetXattr, XattrMode};
-use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, limits};
+use dfs_proto::{Attr, Code, Failure, FileKind, Ino, limits};
 
 use super::acl::Acl;
 use super::xattrs::Kind;
-use super::{Context, inode, xattrs};
-use crate::cluster;
-use crate::live::nodes::{self, MAX_NODES};
-use crate::store::keys::{self, Key};
-use crate::store::records::{Inode, Node};
+use super::{Context, check_class, inode, xattrs};
+use crate::store::records::Inode;
 
 /// E2BIG, EACCES (a default ACL on something else than a directory), EEXIST, EINVAL, ENODATA, ENOSPC, EOPNOTSUPP, EPERM,
 /// ERANGE; ESTALE when the inode is gone.
@@ -133,15 +130,7 @@ fn set_class(cx: &mut Context<'_, '_>, inode: &mut Inode, value: &[u8]) -> Resul
         return Err(Failure::new(Code::NotSupported, message));
     }
     let text = std::str::from_utf8(value).map_err(|_| Failure::new(Code::Invalid, "a class is text"))?;
-    let class: Class = text.trim_end_matches('\n').parse()?;
-    let nodes = cx.tx.scan::<Node>(&keys::nodes(), MAX_NODES)?;
-    let place = |(key, node): &(Key, Node)| {
-        let id = keys::node_id(key);
-        (id, nodes::address(id, node).labels.unwrap_or_default())
-    };
-    let places: Vec<_> = nodes.iter().map(place).collect();
-    cluster::check_can_hold(&class, &places)?;
-    inode.class = class.to_string();
+    inode.class = check_class::check(cx, text.trim_end_matches('\n'))?.to_string();
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use futures::stream::FuturesUnordered;
 use super::super::ChunkIo;
 use super::super::nodes::{Lane, Node};
 use super::super::read::{hedge_after, unreadable};
-use super::code::{self, Part};
+use crate::erasure::{self, Part};
 
 /// Decoding above this is not done on a thread that others wait for.
 const INLINE_DECODE_BYTES: usize = 256 * 1024;
@@ -201,10 +201,11 @@ impl Reading<'_> {
     async fn restore(&mut self, lost: Vec<u32>) -> Result<(), Failure> {
         let length = self.stripe.coded_length(&self.rows) * self.stripe.data_shards() as usize;
         let restored = if length <= INLINE_DECODE_BYTES {
-            code::restore(self.stripe, &self.rows, &self.parts, &lost)?
+            erasure::restore(self.stripe, &self.rows, &self.parts, &lost)?
         } else {
             let (stripe, rows, parts) = (*self.stripe, self.rows.clone(), self.parts.clone());
-            let restoring = tokio::task::spawn_blocking(move || code::restore(&stripe, &rows, &parts, &lost));
+            let restoring =
+                tokio::task::spawn_blocking(move || erasure::restore(&stripe, &rows, &parts, &lost));
             restoring
                 .await
                 .map_err(|error| Failure::new(Code::InputOutput, format!("decoding failed: {error}")))??

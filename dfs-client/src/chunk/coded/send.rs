@@ -1,6 +1,10 @@
 //! Sends a coded chunk: some rows are encoded while the rows before them are on their way, to all nodes at once.
 
+use std::ops::Range;
+
+use bytes::{BufMut, BytesMut};
 use dfs_proto::chunk::PutHeader;
+use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
 use dfs_proto::{Code, Failure, Stripe};
 use futures::future::{join, join_all};
 use tokio::sync::mpsc;
@@ -8,8 +12,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::super::packed::{Frame, PackedChunk};
 use super::super::put::{Outcome, Target, put_to};
-use super::code;
+use crate::erasure::Encoder;
 
+/// Cells of all shards encoded at once: 6 MiB.
+const CELLS_AT_ONCE: u32 = 96;
 /// Frames of one shard that wait to be sent: what is encoded ahead.
 const FRAMES_AHEAD: usize = 1;
 
@@ -45,10 +51,17 @@ pub(in super::super) async fn send(
 
 /// Encodes rows and hands each shard its cells, until all are taken or nobody takes any.
 async fn encode(packed: &PackedChunk, stripe: &Stripe, mut outlets: Vec<Outlet>) -> Result<(), Failure> {
-    for rows in code::runs(stripe) {
+    let mut encoder = Encoder::new(*stripe)?;
+    for rows in runs(stripe) {
         let (packed, stripe) = (packed.clone(), *stripe);
-        let encoding = tokio::task::spawn_blocking(move || code::encode(&stripe, &packed, &rows));
-        let frames = encoding.await.map_err(|error| Failure::new(Code::InputOutput, error.to_string()))??;
+        let encoding = tokio::task::spawn_blocking(move || {
+            let frames = frames(&mut encoder, &packed, &stripe, &rows);
+            (encoder, frames)
+        });
+        let (same, frames) =
+            encoding.await.map_err(|error| Failure::new(Code::InputOutput, error.to_string()))?;
+        encoder = same;
+        let frames = frames?;
         for (index, outlet) in &mut outlets {
             if let (Some(open), Some(frame)) = (&*outlet, &frames[*index as usize])
                 && open.send(frame.clone()).await.is_err()
@@ -61,4 +74,82 @@ async fn encode(packed: &PackedChunk, stripe: &Stripe, mut outlets: Vec<Outlet>)
         }
     }
     Ok(())
+}
+
+/// The rows of a chunk, in runs that are encoded at once and of which each shard's cells fit a frame.
+fn runs(stripe: &Stripe) -> impl Iterator<Item = Range<u32>> + use<> {
+    let shards = stripe.data_shards() + stripe.parity_shards();
+    let at_once = (CELLS_AT_ONCE / shards).clamp(1, (MAX_FRAME_DATA / BLOCK_SIZE) as u32);
+    let rows = stripe.rows();
+    (0..rows).step_by(at_once as usize).map(move |row| row..(row + at_once).min(rows))
+}
+
+/// The cells of all shards in some rows, by shard; `None` for a data shard behind the chunk's end.
+fn frames(
+    encoder: &mut Encoder,
+    packed: &PackedChunk,
+    stripe: &Stripe,
+    rows: &Range<u32>,
+) -> Result<Vec<Option<Frame>>, Failure> {
+    let data = (0..stripe.data_shards()).map(|shard| data_frame(stripe, packed, shard, rows));
+    let mut frames: Vec<_> = data.collect();
+    let parity = encoder.encode(rows, |block| packed.block(block).0)?;
+    frames.extend(parity.into_iter().map(|cells| Some(Frame::new(cells))));
+    Ok(frames)
+}
+
+fn data_frame(stripe: &Stripe, packed: &PackedChunk, shard: u32, rows: &Range<u32>) -> Option<Frame> {
+    let length = stripe.part_length(shard, rows);
+    if length == 0 {
+        return None;
+    }
+    let mut data = BytesMut::with_capacity(length);
+    let mut block_crc32c = Vec::with_capacity(rows.len());
+    for row in rows.clone() {
+        if stripe.cell_length(shard, row) > 0 {
+            let (block, crc32c) = packed.block(stripe.block_of(shard, row));
+            data.put_slice(block);
+            block_crc32c.push(crc32c);
+        }
+    }
+    Some(Frame { data: data.freeze(), block_crc32c })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use dfs_proto::Redundancy;
+
+    use super::*;
+
+    #[test]
+    fn frames_are_the_shards_cut_at_blocks_with_their_checksums() {
+        let (data, parity) = (4, 2);
+        for length in [4 * BLOCK_SIZE, 4 * BLOCK_SIZE + 1, 200 * BLOCK_SIZE + 77] {
+            let stripe = Stripe::new(Redundancy::Coded { data, parity }, length as u64).unwrap();
+            let bytes: Bytes = (0..length).map(|at| (at / 251) as u8).collect();
+            let packed = PackedChunk::new(vec![bytes.clone()]);
+            let mut encoder = Encoder::new(stripe).unwrap();
+            let mut shards = vec![Vec::new(); (data + parity) as usize];
+            for rows in runs(&stripe) {
+                for (shard, frame) in
+                    shards.iter_mut().zip(frames(&mut encoder, &packed, &stripe, &rows).unwrap())
+                {
+                    let Some(frame) = frame else { continue };
+                    assert!(frame.data.len() <= MAX_FRAME_DATA && shard.len() % BLOCK_SIZE == 0);
+                    let sums: Vec<u32> = frame.data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+                    assert_eq!(frame.block_crc32c, sums);
+                    shard.extend_from_slice(&frame.data);
+                }
+            }
+            for (index, shard) in (0..).zip(&shards) {
+                assert_eq!(shard.len() as u64, stripe.shard_length(index), "shard {index} of {length} bytes");
+            }
+            for (block, content) in (0..).zip(bytes.chunks(BLOCK_SIZE)) {
+                let (shard, row) = stripe.place_of(block);
+                let cell = &shards[shard as usize][row as usize * BLOCK_SIZE..][..content.len()];
+                assert!(cell == content, "block {block} of {length} bytes");
+            }
+        }
+    }
 }

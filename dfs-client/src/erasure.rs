@@ -1,93 +1,96 @@
-//! The code itself: parity from data, and lost data from what is left. CPU only, for some rows of a chunk at a time.
+//! The erasure code of chunks: parity from data, and lost data from what is left. Pure: cells in, cells out, in the layout
+//! that [`dfs_proto::stripe`] draws.
 //!
-//! Many rows are computed in one go: the code works on [`SYMBOL`]s, each at its own place of the cells, so that cells one
-//! behind the other are as good as one long cell, and what a call costs by itself is paid once.
+//! Parity is computed row by row, straight from the chunk's blocks: what the code works on stays in the processor's cache.
+//! Restoring costs about half a millisecond a call whatever its size, so that many rows are restored in one go: the code
+//! works on [`SYMBOL`]s, each at its own place of the cells, and cells one behind the other are as good as one long cell.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
+use dfs_proto::limits::BLOCK_SIZE;
 use dfs_proto::stripe::SYMBOL;
 use dfs_proto::{Code, Failure, Stripe};
 use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
 
-use super::super::packed::{Frame, PackedChunk};
-
-/// Cells of all shards encoded at once, so many that a call of the code is worth it: 6 MiB.
-const CELLS_AT_ONCE: u32 = 96;
-
 /// Cells of one shard, one behind the other.
 #[derive(Clone, Debug)]
-pub(super) struct Part {
+pub struct Part {
     /// Their rows.
-    pub(super) rows: Range<u32>,
+    pub rows: Range<u32>,
     /// As long as the layout says.
-    pub(super) data: Bytes,
+    pub data: Bytes,
 }
 
 impl Part {
     /// Whether it has all of these rows.
-    pub(super) fn covers(&self, rows: &Range<u32>) -> bool {
+    pub fn covers(&self, rows: &Range<u32>) -> bool {
         rows.is_empty() || (self.rows.start <= rows.start && rows.end <= self.rows.end)
     }
 
     /// Some of its rows.
-    pub(super) fn within(&self, stripe: &Stripe, shard: u32, rows: &Range<u32>) -> &[u8] {
+    pub fn within(&self, stripe: &Stripe, shard: u32, rows: &Range<u32>) -> &[u8] {
         let start = (rows.start - self.rows.start) as usize * BLOCK_SIZE;
         &self.data[start..start + stripe.part_length(shard, rows)]
     }
 }
 
-/// The rows of a chunk, in runs that are encoded at once and of which each shard's cells fit a frame.
-pub(super) fn runs(stripe: &Stripe) -> impl Iterator<Item = Range<u32>> + use<> {
-    let shards = stripe.data_shards() + stripe.parity_shards();
-    let at_once = (CELLS_AT_ONCE / shards).clamp(1, (MAX_FRAME_DATA / BLOCK_SIZE) as u32);
-    let rows = stripe.rows();
-    (0..rows).step_by(at_once as usize).map(move |row| row..(row + at_once).min(rows))
+/// Computes the parity of a chunk.
+pub struct Encoder {
+    stripe: Stripe,
+    code: ReedSolomonEncoder,
+    /// Of the cells that `code` is set up for.
+    cell_length: usize,
 }
 
-/// The cells of all shards in some rows, by shard; `None` for a data shard behind the chunk's end.
-pub(super) fn encode(
-    stripe: &Stripe,
-    packed: &PackedChunk,
-    rows: &Range<u32>,
-) -> Result<Vec<Option<Frame>>, Failure> {
-    let mut frames: Vec<Option<Frame>> =
-        (0..stripe.data_shards()).map(|shard| data_frame(stripe, packed, shard, rows)).collect();
-    let length = stripe.coded_length(rows);
-    let (data, parity) = (stripe.data_shards() as usize, stripe.parity_shards() as usize);
-    let mut encoder = ReedSolomonEncoder::new(data, parity, length).map_err(broken)?;
-    for frame in &frames {
-        let part = frame.as_ref().map_or(&[][..], |frame| &frame.data);
-        encoder.add_original_shard(padded(part, length)).map_err(broken)?;
+impl Encoder {
+    /// For a chunk laid out so.
+    pub fn new(stripe: Stripe) -> Result<Self, Failure> {
+        let (data, parity) = counts(&stripe);
+        let code = ReedSolomonEncoder::new(data, parity, BLOCK_SIZE).map_err(broken)?;
+        Ok(Self { stripe, code, cell_length: BLOCK_SIZE })
     }
-    let encoded = encoder.encode().map_err(broken)?;
-    frames.extend(encoded.recovery_iter().map(|cells| Some(Frame::new(Bytes::copy_from_slice(cells)))));
-    Ok(frames)
-}
 
-fn data_frame(stripe: &Stripe, packed: &PackedChunk, shard: u32, rows: &Range<u32>) -> Option<Frame> {
-    let length = stripe.part_length(shard, rows);
-    if length == 0 {
-        return None;
-    }
-    let mut data = BytesMut::with_capacity(length);
-    let mut block_crc32c = Vec::with_capacity(rows.len());
-    for row in rows.clone() {
-        if stripe.cell_length(shard, row) > 0 {
-            let (block, crc32c) = packed.block(stripe.block_of(shard, row));
-            data.put_slice(block);
-            block_crc32c.push(crc32c);
+    /// The parity cells of some rows, by parity shard. `block` gives the chunk's blocks by their number.
+    pub fn encode<'a>(
+        &mut self,
+        rows: &Range<u32>,
+        block: impl Fn(u32) -> &'a [u8],
+    ) -> Result<Vec<Bytes>, Failure> {
+        let (data, parity) = counts(&self.stripe);
+        let length = self.stripe.coded_length(rows);
+        let mut cells = vec![BytesMut::with_capacity(length); parity];
+        for row in rows.clone() {
+            let cell_length = self.stripe.coded_length(&(row..row + 1));
+            if cell_length != self.cell_length {
+                self.code.reset(data, parity, cell_length).map_err(broken)?;
+                self.cell_length = cell_length;
+            }
+            for shard in 0..self.stripe.data_shards() {
+                let cell = match self.stripe.cell_length(shard, row) {
+                    0 => &[],
+                    _ => block(self.stripe.block_of(shard, row)),
+                };
+                self.code.add_original_shard(padded(cell, cell_length)).map_err(broken)?;
+            }
+            let encoded = self.code.encode().map_err(broken)?;
+            for (cells, cell) in cells.iter_mut().zip(encoded.recovery_iter()) {
+                cells.put_slice(cell);
+            }
         }
+        Ok(cells.into_iter().map(BytesMut::freeze).collect())
     }
-    Some(Frame { data: data.freeze(), block_crc32c })
+}
+
+fn counts(stripe: &Stripe) -> (usize, usize) {
+    (stripe.data_shards() as usize, stripe.parity_shards() as usize)
 }
 
 /// Restores the cells of the data shards `lost` in some rows from parts that cover these rows, by shard. It takes as many
 /// shards as there are data shards; those behind the chunk's end count. UNAVAILABLE when there are fewer.
-pub(super) fn restore(
+pub fn restore(
     stripe: &Stripe,
     rows: &Range<u32>,
     parts: &BTreeMap<u32, Part>,
@@ -153,15 +156,18 @@ mod tests {
     use super::*;
 
     /// The whole shards of a chunk.
-    fn shards(stripe: &Stripe, packed: &PackedChunk) -> Vec<Vec<u8>> {
+    fn shards(stripe: &Stripe, chunk: &[u8]) -> Vec<Vec<u8>> {
+        let block =
+            |number: u32| chunk.chunks(BLOCK_SIZE).nth(number as usize).expect("a block that is there");
         let mut shards = vec![Vec::new(); (stripe.data_shards() + stripe.parity_shards()) as usize];
-        for rows in runs(stripe) {
-            for (shard, frame) in shards.iter_mut().zip(encode(stripe, packed, &rows).unwrap()) {
-                let Some(frame) = frame else { continue };
-                assert!(frame.data.len() <= MAX_FRAME_DATA);
-                let sums: Vec<u32> = frame.data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
-                assert_eq!(frame.block_crc32c, sums);
-                shard.extend_from_slice(&frame.data);
+        let (data, parity) = shards.split_at_mut(stripe.data_shards() as usize);
+        for number in 0..stripe.cells() {
+            data[stripe.place_of(number).0 as usize].extend_from_slice(block(number));
+        }
+        let mut encoder = Encoder::new(*stripe).unwrap();
+        for rows in (0..stripe.rows()).step_by(3).map(|row| row..(row + 3).min(stripe.rows())) {
+            for (shard, cells) in parity.iter_mut().zip(encoder.encode(&rows, block).unwrap()) {
+                shard.extend_from_slice(&cells);
             }
         }
         shards
@@ -194,8 +200,7 @@ mod tests {
             let length = u64::from(data) * BLOCK_SIZE as u64 + more;
             let stripe = Stripe::new(Redundancy::Coded { data, parity }, length).unwrap();
             let bytes = pattern(length as usize, salt);
-            let packed = PackedChunk::new(vec![Bytes::from(bytes.clone())]);
-            let shards = shards(&stripe, &packed);
+            let shards = shards(&stripe, &bytes);
             for (index, shard) in (0..).zip(&shards) {
                 prop_assert_eq!(shard.len() as u64, stripe.shard_length(index));
             }
