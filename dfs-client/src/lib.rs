@@ -1,15 +1,17 @@
 //! A dfs cluster as a library: POSIX semantics without FUSE.
 //!
 //! Arrows go one way: `fs` (the face: inodes, handles, locks) → `data` (dirty buffers, extents, reader, writer) →
-//! `chunk` (one chunk to and from its nodes, with `erasure`) and `session` (calls to the metadata server, exactly once) → `line` (many calls
-//! on one stream).
+//! `chunk` (one chunk to and from its nodes, with `erasure`), `encoding` (what a chunk's content is stored as) → `keys`, and
+//! `session` (calls to the metadata server, exactly once) → `line` (many calls on one stream).
 
 mod chunk;
 pub mod data;
+pub mod encoding;
 pub mod erasure;
 #[cfg(test)]
 mod fake;
 pub mod fs;
+pub mod keys;
 mod line;
 pub mod session;
 #[cfg(test)]

@@ -6,10 +6,15 @@ use std::str::FromStr;
 
 use crate::common::Code;
 use crate::error::Failure;
+use crate::meta::Compression;
 use crate::redundancy::Redundancy;
 
 /// The longest text of a class, in bytes.
 pub const MAX_TEXT: usize = 255;
+/// The longest name of a key, in bytes.
+pub const MAX_KEY_NAME: usize = 64;
+/// What a class says in a key's place.
+const NO_KEY: &str = "none";
 /// With [`Rule::Auto`], chunks below this are kept as copies.
 const AUTO_CODED_FROM: u64 = 1024 * 1024;
 /// What [`Rule::Auto`] chooses from. Each stands the loss of two chunk daemons at least, as the default does.
@@ -25,6 +30,10 @@ const AUTO_CHOICES: [Redundancy; 4] = [
 pub struct Class {
     /// What redundancy its chunks get.
     pub rule: Rule,
+    /// How blocks are compressed, where that pays.
+    pub compression: Compression,
+    /// The name of the key that its data is encrypted with.
+    pub key: Option<String>,
     /// The zones that its chunks may be in, sorted; empty: anywhere.
     pub zones: Vec<String>,
 }
@@ -87,6 +96,14 @@ impl fmt::Display for Class {
             Rule::Fixed(redundancy) => write!(f, "{redundancy}")?,
             Rule::Auto => f.write_str("auto")?,
         }
+        match self.compression {
+            Compression::Uncompressed => {}
+            Compression::Lz4 => f.write_str(",compress=lz4")?,
+            Compression::Zstd => f.write_str(",compress=zstd")?,
+        }
+        if let Some(key) = &self.key {
+            write!(f, ",encrypt={key}")?;
+        }
         self.zones.iter().try_for_each(|zone| write!(f, ",zone={zone}"))
     }
 }
@@ -110,24 +127,64 @@ impl FromStr for Class {
             })?),
         };
         let mut class = Self { rule, ..Self::default() };
+        let (mut compression, mut key) = (None, None);
         for option in parts {
-            match option.split_once('=') {
-                Some(("zone", zone))
-                    if !zone.is_empty() && !class.zones.iter().any(|known| known == zone) =>
-                {
+            let again = match option.split_once('=') {
+                Some(("compress", value)) => compression.replace(parse_compression(value)?).is_some(),
+                Some(("encrypt", value)) => key.replace(parse_key(value)?).is_some(),
+                Some(("zone", zone)) if !zone.is_empty() => {
+                    let again = class.zones.iter().any(|known| known == zone);
                     class.zones.push(zone.to_owned());
+                    again
                 }
                 _ => {
-                    let message = format!(
-                        "{option:?} in the class {text:?} is not an option: there is zone=NAME, once for each zone"
-                    );
-                    return Err(invalid(message));
+                    return Err(invalid(format!(
+                        "{option:?} in the class {text:?} is not an option: there are compress=lz4, zstd or none, encrypt=KEY \
+                         or none, and zone=NAME, once for each zone"
+                    )));
                 }
+            };
+            if again {
+                return Err(invalid(format!("{option:?} is one too many in the class {text:?}")));
             }
         }
+        class.compression = compression.unwrap_or_default();
+        class.key = key.flatten();
         class.zones.sort_unstable();
         Ok(class)
     }
+}
+
+fn parse_compression(text: &str) -> Result<Compression, Failure> {
+    match text {
+        "none" => Ok(Compression::Uncompressed),
+        "lz4" => Ok(Compression::Lz4),
+        "zstd" => Ok(Compression::Zstd),
+        _ => Err(Failure::new(Code::Invalid, format!("compress={text}: there are lz4, zstd and none"))),
+    }
+}
+
+fn parse_key(text: &str) -> Result<Option<String>, Failure> {
+    if text == NO_KEY {
+        return Ok(None);
+    }
+    check_key_name(text)?;
+    Ok(Some(text.to_owned()))
+}
+
+/// A key's name is a file's name, too, and part of a class: letters, digits, `.`, `_` and `-`, neither `.` nor `-` at first,
+/// at most [`MAX_KEY_NAME`]. INVALID.
+pub fn check_key_name(name: &str) -> Result<(), Failure> {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    if begins_well && name.chars().all(known) && name.len() <= MAX_KEY_NAME && name != NO_KEY {
+        return Ok(());
+    }
+    let message = format!(
+        "{name:?} can't be the name of a key: it has 1 to {MAX_KEY_NAME} letters, digits, '.', '_' and '-', begins with a \
+         letter, a digit or '_', and is not {NO_KEY:?}"
+    );
+    Err(Failure::new(Code::Invalid, message))
 }
 
 #[cfg(test)]
@@ -140,9 +197,22 @@ mod tests {
 
     #[test]
     fn classes_are_printed_as_written() {
-        for text in ["replicated:3", "ec:4+2", "auto", "auto,zone=a", "ec:8+3,zone=fra-1,zone=m b"] {
+        for text in [
+            "replicated:3",
+            "ec:4+2",
+            "auto",
+            "auto,zone=a",
+            "ec:8+3,zone=fra-1,zone=m b",
+            "replicated:2,compress=lz4",
+            "ec:4+2,compress=zstd,encrypt=team-1.2_b,zone=a",
+        ] {
             assert_eq!(class(text).to_string(), text);
         }
+        assert_eq!(
+            class("auto,zone=a,encrypt=k,compress=zstd").to_string(),
+            "auto,compress=zstd,encrypt=k,zone=a"
+        );
+        assert_eq!(class("auto,encrypt=none,compress=none").to_string(), "auto");
         assert_eq!(class("ec:4+2,zone=b,zone=a").to_string(), "ec:4+2,zone=a,zone=b");
         let long = format!("auto,zone={}", "z".repeat(MAX_TEXT));
         for bad in [
@@ -154,6 +224,13 @@ mod tests {
             "auto,zone=",
             "auto,zone=a,zone=a",
             "auto,speed=9",
+            "auto,compress=gzip",
+            "auto,compress=",
+            "auto,compress=none,compress=none",
+            "auto,encrypt=",
+            "auto,encrypt=.k",
+            "auto,encrypt=a/b",
+            "auto,encrypt=k,encrypt=k",
             &long,
         ] {
             assert_eq!(bad.parse::<Class>().unwrap_err().code, Code::Invalid, "{bad}");

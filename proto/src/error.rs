@@ -45,6 +45,7 @@ mod nix_errno {
     pub(super) const ENODATA: i32 = 61;
     pub(super) const EOPNOTSUPP: i32 = 95;
     pub(super) const ESTALE: i32 = 116;
+    pub(super) const ENOKEY: i32 = 126;
 }
 
 impl Failure {
@@ -83,6 +84,7 @@ impl Failure {
             Code::Range => errno::ERANGE,
             Code::Interrupted => errno::EINTR,
             Code::NoLocks => errno::ENOLCK,
+            Code::NoKey => errno::ENOKEY,
             Code::InputOutput
             | Code::Corrupt
             | Code::Unavailable

@@ -4,6 +4,7 @@
 
 pub mod attr;
 pub mod class;
+pub mod encoding;
 pub mod error;
 pub mod extent;
 pub mod ids;

@@ -6,6 +6,9 @@ use std::time::Duration;
 pub const BLOCK_SIZE: usize = 64 * 1024;
 /// The longest chunk.
 pub const MAX_CHUNK_LENGTH: u64 = 64 * 1024 * 1024;
+/// The longest content of a chunk that is compressed or encrypted, and what one flush packs at most: the rest is room for
+/// the chunk's index.
+pub const MAX_CONTENT_LENGTH: u64 = MAX_CHUNK_LENGTH - 1024 * 1024;
 /// The largest data field of one frame of chunk data.
 pub const MAX_FRAME_DATA: usize = 1024 * 1024;
 /// The largest message on any connection; frames and pages stay below it.
@@ -39,6 +42,14 @@ pub const MAX_PLAN_EXTENTS: u32 = 4096;
 pub const MAX_COMMIT_EXTENTS: usize = 16_384;
 /// Files in one commit.
 pub const MAX_COMMIT_FILES: usize = 4096;
+/// Rounds of PBKDF2-HMAC-SHA256 that a passphrase's key takes at least.
+pub const MIN_PASSPHRASE_ROUNDS: u32 = 600_000;
+/// Data keys of one key: a rotation is one operation.
+pub const MAX_DATA_KEYS: usize = 8192;
+/// Data keys in one list.
+pub const MAX_DATA_KEYS_PAGE: usize = 1024;
+/// Keys of a cluster, and those that a client says it has.
+pub const MAX_KEYS: usize = 64;
 /// Chunks in one commit, and in one allocation.
 pub const MAX_COMMIT_CHUNKS: usize = 256;
 /// Locks in one reclaim, and open inodes in one reclaim or close.

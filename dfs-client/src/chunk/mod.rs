@@ -18,7 +18,7 @@ use dfs_proto::{ClusterId, Labels};
 
 use crate::session::MetaCalls;
 
-pub(crate) use packed::PackedChunk;
+pub(crate) use packed::{PackedChunk, lay_out};
 
 /// Chunk I/O of one client.
 pub(crate) struct ChunkIo {

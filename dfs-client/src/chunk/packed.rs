@@ -21,37 +21,14 @@ pub(crate) struct Frame {
 }
 
 impl PackedChunk {
-    /// Lays `pieces` out one behind the other. A piece that fills a frame is taken as it is, others are copied.
+    /// Of frames that [`lay_out`] made.
     ///
     /// # Panics
     /// When they are longer than a chunk, or empty: who packs keeps to that.
-    pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
-        let length: usize = pieces.iter().map(Bytes::len).sum();
+    pub(crate) fn new(frames: Vec<Bytes>) -> Self {
+        let length: usize = frames.iter().map(Bytes::len).sum();
         assert!((1..=MAX_CHUNK_LENGTH).contains(&(length as u64)), "a chunk of {length} bytes");
-        let mut frames = Vec::with_capacity(length.div_ceil(MAX_FRAME_DATA));
-        let mut open = BytesMut::new();
-        let mut left = length;
-        for mut piece in pieces {
-            while !piece.is_empty() {
-                // What is still to come, this piece included, and so how large this frame will be.
-                let frame = (left + open.len()).min(MAX_FRAME_DATA);
-                if open.is_empty() && piece.len() >= frame {
-                    left -= frame;
-                    frames.push(Frame::new(piece.split_to(frame)));
-                    continue;
-                }
-                if open.is_empty() {
-                    open = BytesMut::with_capacity(frame);
-                }
-                let part = piece.split_to(piece.len().min(frame - open.len()));
-                open.extend_from_slice(&part);
-                left -= part.len();
-                if open.len() == frame {
-                    frames.push(Frame::new(std::mem::take(&mut open).freeze()));
-                }
-            }
-        }
-        Self { frames, length: length as u64 }
+        Self { frames: frames.into_iter().map(Frame::new).collect(), length: length as u64 }
     }
 
     /// Bytes.
@@ -81,12 +58,36 @@ impl PackedChunk {
         }
         digest.finalize().into()
     }
+}
 
-    /// The chunk's frames in order, each with the number of its first block and in a buffer of its own.
-    pub(crate) fn copies(&self) -> impl Iterator<Item = (u32, Bytes)> {
-        let firsts = (0..).step_by(MAX_FRAME_DATA / BLOCK_SIZE);
-        firsts.zip(self.frames.iter().map(|frame| Bytes::copy_from_slice(&frame.data)))
+/// Lays `pieces` out one behind the other, as frames of [`MAX_FRAME_DATA`] but for the last. A piece that fills a frame is
+/// taken as it is, others are copied.
+pub(crate) fn lay_out(pieces: Vec<Bytes>) -> Vec<Bytes> {
+    let length: usize = pieces.iter().map(Bytes::len).sum();
+    let mut frames = Vec::with_capacity(length.div_ceil(MAX_FRAME_DATA));
+    let mut open = BytesMut::new();
+    let mut left = length;
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            // What is still to come, this piece included, and so how large this frame will be.
+            let frame = (left + open.len()).min(MAX_FRAME_DATA);
+            if open.is_empty() && piece.len() >= frame {
+                left -= frame;
+                frames.push(piece.split_to(frame));
+                continue;
+            }
+            if open.is_empty() {
+                open = BytesMut::with_capacity(frame);
+            }
+            let part = piece.split_to(piece.len().min(frame - open.len()));
+            open.extend_from_slice(&part);
+            left -= part.len();
+            if open.len() == frame {
+                frames.push(std::mem::take(&mut open).freeze());
+            }
+        }
     }
+    frames
 }
 
 impl Frame {
@@ -117,12 +118,10 @@ mod tests {
         ] {
             let pieces: Vec<Bytes> = lengths.iter().enumerate().map(|(i, n)| bytes(*n, i)).collect();
             let whole = pieces.concat();
-            let packed = PackedChunk::new(pieces);
+            let frames = lay_out(pieces);
+            assert!(frames.concat() == whole);
+            let packed = PackedChunk::new(frames);
             assert_eq!(packed.length() as usize, whole.len());
-            for (first, data) in packed.copies() {
-                assert!(whole[first as usize * BLOCK_SIZE..].starts_with(&data));
-            }
-            assert_eq!(packed.copies().map(|(_, data)| data.len()).sum::<usize>(), whole.len());
             assert_eq!(packed.sha256()[..], Sha256::digest(&whole)[..]);
             let (last, full) = packed.frames().split_last().unwrap();
             assert!(full.iter().all(|frame| frame.data.len() == MAX_FRAME_DATA));
@@ -142,7 +141,7 @@ mod tests {
     fn full_pieces_and_a_lone_one_are_not_copied() {
         for lengths in [vec![MAX_FRAME_DATA; 2], vec![4096], vec![MAX_FRAME_DATA, 100]] {
             let pieces: Vec<Bytes> = lengths.iter().map(|n| bytes(*n, 0)).collect();
-            let packed = PackedChunk::new(pieces.clone());
+            let packed = PackedChunk::new(lay_out(pieces.clone()));
             for (piece, frame) in pieces.iter().zip(packed.frames()) {
                 assert_eq!(piece.as_ptr(), frame.data.as_ptr());
             }

@@ -196,7 +196,7 @@ impl ChunkIo {
     }
 
     /// Tells the metadata server of a bad shard, once, without waiting for it.
-    fn report(&self, chunk: u64, node: u64, code: Code) {
+    pub(crate) fn report(&self, chunk: u64, node: u64, code: Code) {
         {
             let mut sent = self.reports.sent.lock().expect("nothing panics while it holds the reports");
             if sent.len() >= MAX_REPORTED {
@@ -312,7 +312,7 @@ mod tests {
         let io = ChunkIo::new(meta, CLUSTER, Labels::default());
         let shards = vec![ShardPlan { index: 0, node: Some(node.place()) }];
         let redundancy = "replicated:1".to_owned();
-        let plan = ChunkPlan { chunk: 1, length: data.len() as u64, redundancy, shards };
+        let plan = ChunkPlan { chunk: 1, length: data.len() as u64, redundancy, shards, encoding: None };
         io.put(&PackedChunk::new(vec![data.clone()]), &plan).await.unwrap();
         node.break_with(Fault::Slow(ANSWER_AFTER));
         let started = Instant::now();

@@ -13,14 +13,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use super::cache::{self, BlockCache, Run};
-use crate::chunk::ChunkIo;
+use super::content::Contents;
 
 /// Blocks in flight over the whole mount: 32 MiB.
 const MAX_IN_FLIGHT_BLOCKS: usize = 512;
 
 /// Fetches in flight.
 pub(super) struct Fetcher {
-    io: Arc<ChunkIo>,
+    contents: Contents,
     cache: Arc<BlockCache>,
     runtime: Handle,
     /// By chunk and block.
@@ -47,9 +47,9 @@ enum Source {
 pub(super) struct Blocks(Vec<Source>);
 
 impl Fetcher {
-    pub(super) fn new(io: Arc<ChunkIo>, cache: Arc<BlockCache>, runtime: Handle) -> Arc<Self> {
+    pub(super) fn new(contents: Contents, cache: Arc<BlockCache>, runtime: Handle) -> Arc<Self> {
         Arc::new(Self {
-            io,
+            contents,
             cache,
             runtime,
             in_flight: Mutex::new(HashMap::new()),
@@ -122,7 +122,7 @@ impl Task {
     async fn run(&self) -> Fetched {
         let room = self.fetcher.room.acquire_many(self.range.len() as u32).await;
         let _room = room.map_err(|_| Failure::new(Code::Interrupted, "the mount is ending"))?;
-        let data = self.fetcher.io.read(&self.plan, self.range.clone()).await?;
+        let data = self.fetcher.contents.read(&self.plan, self.range.clone()).await?;
         let run = Run::new(self.range.start, data);
         self.fetcher.cache.insert(self.plan.chunk, run.clone());
         Ok(run)

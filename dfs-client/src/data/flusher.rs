@@ -11,27 +11,31 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use dfs_proto::limits::{MAX_CHUNK_LENGTH, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
-use dfs_proto::meta::{ChunkPlan, Commit, SealedChunk, SealedShard, reply, request};
-use dfs_proto::{Class, Code, Failure};
+use bytes::Bytes;
+use dfs_proto::limits::{
+    BLOCK_SIZE, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES, MAX_CONTENT_LENGTH, MAX_FRAME_DATA,
+};
+use dfs_proto::meta::{ChunkPlan, Commit, Encoding, SealedChunk, SealedShard, reply, request};
+use dfs_proto::{Code, Failure};
 use futures::FutureExt;
 
 use super::DataPlane;
 use super::cache::Run;
 use super::ids::Kind;
-use super::inode::{InodeData, Settled};
+use super::inode::{InodeData, Keeping, Settled};
 use super::layers::{Take, TakenLayer};
 use super::packer::{Placement, pack};
-use crate::chunk::PackedChunk;
+use crate::chunk::{PackedChunk, lay_out};
+use crate::encoding::Manner;
 
 /// Uploads that nobody waits for, at a time.
 const BACKGROUND_UPLOADS: usize = 4;
 /// Uploads at a time: some room is kept for those that somebody waits for.
 const MAX_UPLOADS: usize = 8;
-/// Packing and checksums above this are not done on a thread that others wait for.
+/// Packing, encoding and checksums above this are not done on a thread that others wait for.
 const INLINE_PACK_BYTES: usize = 512 * 1024;
 /// What is written back in chunks up to this stays in the block cache: small files are often read again soon.
-const KEEP_CACHED_BYTES: u64 = 4 * 1024 * 1024;
+const KEEP_CACHED_BYTES: usize = 4 * 1024 * 1024;
 /// The wait before an upload is tried again, at first and at most.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -71,8 +75,17 @@ struct Queue {
 /// One chunk's worth of layers.
 struct Job {
     urgency: Urgency,
-    class: Result<Class, Failure>,
+    keeping: Result<Keeping, Failure>,
     layers: Vec<(Arc<InodeData>, TakenLayer)>,
+}
+
+/// What a job writes.
+struct Packed {
+    chunk: PackedChunk,
+    encoding: Option<Encoding>,
+    placements: Vec<Placement>,
+    /// The content, where it is kept in the block cache.
+    cached: Vec<Bytes>,
 }
 
 impl Queue {
@@ -147,17 +160,18 @@ impl Queues {
         Some(job)
     }
 
-    /// Takes layers of the inodes in one queue, all of one class, until a chunk or a commit is full.
+    /// Takes layers of the inodes in one queue, all kept in one way, until a chunk or a commit is full.
     fn gather(&mut self, urgency: Urgency) -> Option<Job> {
         let queue = self.queue(urgency);
         let mut job: Option<Job> = None;
-        let (mut bytes, mut extents) = (MAX_CHUNK_LENGTH as usize, MAX_COMMIT_EXTENTS);
+        let (mut bytes, mut extents) = (MAX_CONTENT_LENGTH as usize, MAX_COMMIT_EXTENTS);
         // Each inode is looked at once; those that don't fit keep their place.
         let mut kept = VecDeque::new();
         while let Some(ino) = queue.order.pop_front() {
             let Some(inode) = queue.inodes.get(&ino).cloned() else { continue };
-            let class = inode.class();
-            if job.as_ref().is_some_and(|job| job.class != class || job.layers.len() >= MAX_COMMIT_FILES) {
+            let keeping = inode.keeping();
+            if job.as_ref().is_some_and(|job| job.keeping != keeping || job.layers.len() >= MAX_COMMIT_FILES)
+            {
                 kept.push_back(ino);
                 continue;
             }
@@ -174,7 +188,7 @@ impl Queues {
                     } else {
                         queue.inodes.remove(&ino);
                     }
-                    job.get_or_insert_with(|| Job { urgency, class, layers: Vec::new() })
+                    job.get_or_insert_with(|| Job { urgency, keeping, layers: Vec::new() })
                         .layers
                         .push((inode, layer));
                 }
@@ -212,10 +226,14 @@ impl Job {
 
     /// Tries until it is done, refused for good, or the mount's timeout is over.
     async fn write(&self, plane: &Arc<DataPlane>) -> Result<Vec<Settled>, Failure> {
-        let class = self.class.clone()?;
+        let Keeping { class, data_key } = self.keeping.clone()?;
         let started = Instant::now();
-        let (packed, placements) = self.pack().await?;
-        let is_short = class.is_short(packed.length());
+        let data_key = match data_key {
+            0 => None,
+            id => Some((id, plane.keys.data_key(id).await?)),
+        };
+        let packed = self.pack(Manner { compression: class.compression, data_key }).await?;
+        let is_short = class.is_short(packed.chunk.length());
         let mut kind = Kind { class, is_short };
         let mut digest = None;
         let (mut refusals, mut wait) = (0, RETRY_AFTER);
@@ -223,7 +241,7 @@ impl Job {
             let attempt = async {
                 let plan = plane.ids.take(&kind).await?;
                 let chunk = self.upload(plane, &packed, plan, &mut digest).await?;
-                self.commit(plane, chunk, digest.unwrap_or_default(), &placements).await
+                self.commit(plane, chunk, digest.unwrap_or_default(), &packed.placements).await
             };
             match attempt.await {
                 Ok(settled) => return Ok(settled),
@@ -252,39 +270,45 @@ impl Job {
     async fn upload(
         &self,
         plane: &Arc<DataPlane>,
-        packed: &PackedChunk,
+        packed: &Packed,
         plan: ChunkPlan,
         digest: &mut Option<[u8; 32]>,
     ) -> Result<Arc<ChunkPlan>, Failure> {
         // Work for the time that the bytes are on their way.
         let meanwhile = async {
-            if packed.length() <= KEEP_CACHED_BYTES {
-                for (first, data) in packed.copies() {
-                    plane.cache.insert(plan.chunk, Run::new(first, data));
-                }
+            let firsts = (0..).step_by(MAX_FRAME_DATA / BLOCK_SIZE);
+            for (first, frame) in firsts.zip(&packed.cached) {
+                plane.cache.insert(plan.chunk, Run::new(first, Bytes::copy_from_slice(frame)));
             }
             if digest.is_none() {
-                *digest = Some(digest_of(packed).await?);
+                *digest = Some(digest_of(&packed.chunk).await?);
             }
             Ok::<_, Failure>(())
         };
-        let (shards, meanwhile) = futures::join!(plane.io.put(packed, &plan), meanwhile);
+        let (shards, meanwhile) = futures::join!(plane.io.put(&packed.chunk, &plan), meanwhile);
         let shards = meanwhile.and(shards)?;
-        Ok(Arc::new(ChunkPlan { length: packed.length(), shards, ..plan }))
+        let (length, encoding) = (packed.chunk.length(), packed.encoding.clone());
+        Ok(Arc::new(ChunkPlan { length, encoding, shards, ..plan }))
     }
 
-    async fn pack(&self) -> Result<(PackedChunk, Vec<Placement>), Failure> {
+    async fn pack(&self, manner: Manner) -> Result<Packed, Failure> {
         let (pieces, placements) = pack(self.layers.iter().map(|(_, layer)| &*layer.bytes));
-        let length: usize = pieces.iter().map(bytes::Bytes::len).sum();
-        let packed = if length <= INLINE_PACK_BYTES {
-            PackedChunk::new(pieces)
-        } else {
-            let packing = tokio::task::spawn_blocking(move || PackedChunk::new(pieces));
-            packing
-                .await
-                .map_err(|error| Failure::new(Code::InputOutput, format!("packing failed: {error}")))?
+        let length: usize = pieces.iter().map(Bytes::len).sum();
+        let packing = move || {
+            let frames = lay_out(pieces);
+            let cached = if length <= KEEP_CACHED_BYTES { frames.clone() } else { Vec::new() };
+            if manner.is_plain() {
+                return Ok(Packed { chunk: PackedChunk::new(frames), encoding: None, placements, cached });
+            }
+            let (stored, encoding) = manner.encode(&frames)?;
+            let chunk = PackedChunk::new(lay_out(vec![stored]));
+            Ok(Packed { chunk, encoding: Some(encoding), placements, cached })
         };
-        Ok((packed, placements))
+        if length <= INLINE_PACK_BYTES {
+            return packing();
+        }
+        let packed = tokio::task::spawn_blocking(packing).await;
+        packed.map_err(|error| Failure::new(Code::InputOutput, format!("packing failed: {error}")))?
     }
 
     /// Seals the chunk and points the files at it, after the earlier layers of each; what became of each.
@@ -305,6 +329,7 @@ impl Job {
             length: chunk.length,
             sha256: sha256.to_vec().into(),
             shards: durable.collect(),
+            encoding: chunk.encoding.clone(),
         };
         let files = self.layers.iter().zip(placements);
         let files: Option<Vec<_>> = files

@@ -47,6 +47,14 @@ pub(super) struct State {
     failures: Failures,
 }
 
+/// How the data of a file is kept: what is packed together has this in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Keeping {
+    pub(super) class: Class,
+    /// 0: not encrypted.
+    pub(super) data_key: u64,
+}
+
 /// Layers that could not be committed: their bytes are lost, and everybody concerned is told once.
 #[derive(Debug, Default)]
 struct Failures {
@@ -332,8 +340,9 @@ impl InodeData {
     // ---- For the flusher ----
 
     /// How the file's data is kept.
-    pub(super) fn class(&self) -> Result<Class, Failure> {
-        class_of(&self.lock().attr)
+    pub(super) fn keeping(&self) -> Result<Keeping, Failure> {
+        let state = self.lock();
+        Ok(Keeping { class: class_of(&state.attr)?, data_key: state.attr.data_key })
     }
 
     /// Takes the next layer to flush, if it is small enough.

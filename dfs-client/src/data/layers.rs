@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use dfs_proto::limits::MAX_CHUNK_LENGTH;
+use dfs_proto::limits::MAX_CONTENT_LENGTH;
 use dfs_proto::meta::FileCommit;
 use dfs_proto::{Ino, Timestamp};
 
@@ -147,7 +147,7 @@ impl Layers {
         kill_set_id: bool,
         now: (Instant, Timestamp),
     ) -> usize {
-        let full = self.active.bytes() + data.len() > MAX_CHUNK_LENGTH as usize
+        let full = self.active.bytes() + data.len() > MAX_CONTENT_LENGTH as usize
             || self.active.runs() + self.active.worst_runs(offset, data.len()) > MAX_LAYER_RUNS;
         // What others appended meanwhile came to light: this goes behind it, on a base of its own.
         let base = self.facts.and_then(|facts| facts.append_base);
@@ -363,8 +363,8 @@ mod tests {
         for i in 0..70 {
             write(&mut layers, WriteAt::End, i << 20, &vec![1; 1 << 20]);
         }
-        assert_eq!(take(&mut layers).bytes.bytes(), 64 << 20);
-        assert_eq!(take(&mut layers).bytes.bytes(), 6 << 20);
+        assert_eq!(take(&mut layers).bytes.bytes(), 63 << 20);
+        assert_eq!(take(&mut layers).bytes.bytes(), 7 << 20);
         assert!(matches!(layers.take(usize::MAX, usize::MAX), Take::Nothing));
         for i in 0..2 * MAX_LAYER_RUNS as u64 {
             write(&mut layers, WriteAt::Offset(i * 10), i * 10, b"x");

@@ -4,11 +4,12 @@
 //! packs them into a chunk, makes it durable on its nodes and commits the extents; until that is answered they are
 //! readable here. All memory is bounded: dirty bytes by the budget, cached blocks by the cache, requests by the fetcher.
 //!
-//! `inode` (state) → `layers` → `segments`; `flusher` → `packer`, `ids`, [`crate::chunk`]; `reader` → `plan`, `fetch`
-//! → `cache`, [`crate::chunk`].
+//! `inode` (state) → `layers` → `segments`; `flusher` → `packer`, `ids`, [`crate::encoding`], [`crate::chunk`]; `reader` →
+//! `plan`, `fetch` → `cache`, `content` → [`crate::encoding`], [`crate::chunk`].
 
 mod budget;
 mod cache;
+mod content;
 mod fetch;
 mod flusher;
 mod ids;
@@ -33,9 +34,11 @@ use futures::future::join_all;
 use tokio::runtime::Handle;
 
 use crate::chunk::ChunkIo;
+use crate::keys::Keyring;
 use crate::session::MetaCalls;
 use budget::Budget;
 use cache::BlockCache;
+use content::Contents;
 use fetch::Fetcher;
 use flusher::{Flusher, Urgency};
 use ids::{ChunkIds, Kind};
@@ -102,6 +105,7 @@ pub struct DataPlane {
     runtime: Handle,
     meta: Arc<dyn MetaCalls>,
     io: Arc<ChunkIo>,
+    keys: Arc<Keyring>,
     ids: Arc<ChunkIds>,
     cache: Arc<BlockCache>,
     fetcher: Arc<Fetcher>,
@@ -115,13 +119,22 @@ pub struct DataPlane {
 
 impl DataPlane {
     /// The data of a mount. Must be called within a tokio runtime, on which its background work will run.
-    pub fn new(meta: Arc<dyn MetaCalls>, cluster: ClusterId, settings: DataSettings) -> Arc<Self> {
+    pub fn new(
+        meta: Arc<dyn MetaCalls>,
+        cluster: ClusterId,
+        keys: Arc<Keyring>,
+        settings: DataSettings,
+    ) -> Arc<Self> {
         let runtime = Handle::current();
         let io = Arc::new(ChunkIo::new(Arc::clone(&meta), cluster, settings.labels.clone()));
         let cache = Arc::new(BlockCache::new(settings.cache_bytes));
         let plane = Arc::new(Self {
             ids: Arc::new(ChunkIds::new(Arc::clone(&meta), Arc::clone(&io), settings.labels.clone())),
-            fetcher: Fetcher::new(Arc::clone(&io), Arc::clone(&cache), runtime.clone()),
+            fetcher: Fetcher::new(
+                Contents::new(Arc::clone(&io), Arc::clone(&keys)),
+                Arc::clone(&cache),
+                runtime.clone(),
+            ),
             budget: Budget::new(settings.dirty_budget_bytes),
             flusher: Flusher::default(),
             files: Mutex::default(),
@@ -130,6 +143,7 @@ impl DataPlane {
             runtime,
             meta,
             io,
+            keys,
             cache,
         });
         tokio::spawn(write_back_by_age(Arc::downgrade(&plane), plane.settings.write_back_after));

@@ -64,7 +64,7 @@ impl PlanAnswer {
                     format!("the plan names chunk {} but not its nodes", extent.chunk),
                 )
             })?;
-            if extent.chunk_offset + extent.length > chunk.length {
+            if extent.chunk_offset + extent.length > chunk.content_length() {
                 return Err(Failure::new(
                     Code::InputOutput,
                     format!(
@@ -252,8 +252,7 @@ mod tests {
     }
 
     fn answer(offset: u64, covered_end: u64, extents: Vec<Extent>) -> PlanAnswer {
-        let chunk =
-            |id| ChunkPlan { chunk: id, length: 1 << 20, redundancy: "replicated:3".into(), shards: vec![] };
+        let chunk = |id| ChunkPlan { chunk: id, length: 1 << 20, ..ChunkPlan::default() };
         let chunks = extents.iter().map(|extent| chunk(extent.chunk)).collect();
         let attr = Some(Attr { ino: 9, size: 1000, version: 4, ..Attr::default() });
         PlanAnswer::check(PlanReply { attr, extents, chunks, covered_end }, offset).unwrap().unwrap()

@@ -30,6 +30,7 @@ use dfs_proto::{Attr, Code, Failure, FileKind, Ino};
 use futures::future::BoxFuture;
 
 use crate::data::{DataPlane, DataSettings};
+use crate::keys::{KeyFiles, Keyring};
 use crate::session::{MetaCalls, Session, SessionSettings};
 
 pub use handles::HandleId;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub data: DataSettings,
     /// The directory to take for the root, a path from the cluster's root; empty: that root itself.
     pub subdir: Vec<u8>,
+    /// The keys that it has.
+    pub keys: KeyFiles,
     /// Refuse every change with EROFS.
     pub read_only: bool,
     /// Every write is durable when it returns.
@@ -77,6 +80,7 @@ pub struct Settings {
 /// A mounted cluster.
 pub struct FileSystem {
     session: Arc<Session>,
+    keys: Arc<Keyring>,
     plane: Arc<DataPlane>,
     mounted: Arc<Mounted>,
     handles: Handles,
@@ -101,11 +105,13 @@ impl FileSystem {
             }
         });
         let data = DataSettings { timeout, on_stale, ..settings.data };
-        let plane = DataPlane::new(observed, session.cluster(), data);
+        let keys = Arc::new(Keyring::open(session.clone(), &settings.keys).await?);
+        let plane = DataPlane::new(observed, session.cluster(), keys.clone(), data);
         mounted.inodes.start_closer(session.clone());
         let root = resolve(&*session, &settings.subdir).await?;
         Ok(Arc::new(Self {
             session,
+            keys,
             plane,
             mounted,
             handles: Handles::default(),

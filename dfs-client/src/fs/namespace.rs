@@ -43,8 +43,7 @@ impl NewFile {
             gid: self.gid,
             rdev: self.rdev,
             target: self.target.clone(),
-            open: false,
-            exclusive: false,
+            ..Create::default()
         }
     }
 }

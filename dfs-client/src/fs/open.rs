@@ -64,7 +64,8 @@ impl FileSystem {
             // What is being committed must not arrive after the truncation.
             open.flush().await?;
         }
-        let op = Open { ino: ino.0, truncate: options.truncate, kill_set_id: options.kill_set_id };
+        let keys = self.keys.names().to_vec();
+        let op = Open { ino: ino.0, truncate: options.truncate, kill_set_id: options.kill_set_id, keys };
         let op = request::Op::Open(op);
         let answer = match options.truncate {
             true => self.session.change(op).await?,
@@ -76,7 +77,16 @@ impl FileSystem {
         }
         let inode = self.admit(&entered, attr.clone(), head);
         inode.usable()?;
+        self.check_key(&attr).await?;
         Ok((inode, entered, attr))
+    }
+
+    /// ENOKEY now rather than at the first read.
+    async fn check_key(&self, attr: &Attr) -> Result<(), Failure> {
+        match (attr.kind(), attr.data_key) {
+            (FileKind::Regular, id) if id != 0 => self.keys.data_key(id).await.map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// Creates a regular file and opens it; a file that is there is opened as it is, unless `exclusive`.
@@ -93,7 +103,8 @@ impl FileSystem {
         if file.kind != FileKind::Regular {
             return Err(Failure::new(Code::Invalid, "only regular files are created and opened in one call"));
         }
-        let create = Create { open: true, exclusive, ..file.create(parent, &name) };
+        let keys = self.keys.names().to_vec();
+        let create = Create { open: true, exclusive, keys, ..file.create(parent, &name) };
         let this = self.clone();
         let created = tokio::spawn(async move { this.create_settled(create).await });
         let (inode, entered, attr) = created.await.map_err(|lost| task_lost(&lost))??;
@@ -116,10 +127,11 @@ impl FileSystem {
         while waited || generation != self.session.generation() {
             generation = self.session.generation();
             waited = false;
-            let op = Open { ino: attr.ino, ..Default::default() };
+            let op = Open { ino: attr.ino, keys: self.keys.names().to_vec(), ..Default::default() };
             (attr, head) = answers::opened(self.session.read(request::Op::Open(op)).await?)?;
         }
         let inode = self.admit(&entered, attr.clone(), head);
+        self.check_key(&attr).await?;
         Ok((inode, entered, attr))
     }
 

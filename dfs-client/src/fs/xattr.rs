@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use dfs_proto::limits::{MAX_XATTR_NAME, MAX_XATTR_VALUE};
-use dfs_proto::meta::{GetXattr, ListXattr, RemoveXattr, SetXattr, XattrMode, request};
+use dfs_proto::meta::{DataKey, GetXattr, ListXattr, RemoveXattr, SetXattr, XattrMode, request};
 use dfs_proto::{Class, Code, Failure, Ino};
 
 use super::{FileSystem, answers};
@@ -55,9 +55,23 @@ impl FileSystem {
         if value.len() > MAX_XATTR_VALUE {
             return Err(Failure::new(Code::ArgumentTooLong, "an extended attribute holds at most 64 KiB"));
         }
+        let data_key = match name == Class::XATTR.as_bytes() {
+            true => self.data_key_for(value)?,
+            false => None,
+        };
         let value = Bytes::copy_from_slice(value);
-        let op = SetXattr { ino: ino.0, name, value, mode: mode.into(), kill_set_gid };
+        let op = SetXattr { ino: ino.0, name, value, mode: mode.into(), kill_set_gid, data_key };
         self.change_xattr(ino, request::Op::SetXattr(op)).await
+    }
+
+    /// A class that encrypts comes with a data key, which only who has the key can make.
+    fn data_key_for(&self, class: &[u8]) -> Result<Option<DataKey>, Failure> {
+        let text = std::str::from_utf8(class).unwrap_or_default();
+        match text.trim_end_matches('\n').parse::<Class>() {
+            Ok(Class { key: Some(key), .. }) => self.keys.fresh(&key).map(Some),
+            // What is wrong with it is the server's to say.
+            _ => Ok(None),
+        }
     }
 
     /// Removes one; ENODATA when there is none.

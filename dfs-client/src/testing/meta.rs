@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use dfs_proto::limits::{BLOCK_SIZE, MAX_COMMIT_CHUNKS, MAX_COMMIT_EXTENTS, MAX_COMMIT_FILES};
 use dfs_proto::meta::{
-    Allocate, Allocated, ChunkPlan, Commit, Committed, Done, Extent, FileCommit, FileResult, Plan, PlanReply,
-    ReportShard, SealedChunk, ShardPlan, reply, request,
+    Allocate, Allocated, ChunkPlan, Commit, Committed, DataKey, DataKeys, Done, Extent, FileCommit,
+    FileResult, Key, KeySource, Plan, PlanReply, ReportShard, SealedChunk, ShardPlan, reply, request,
 };
 use dfs_proto::{Attr, Class, Code, Failure, FileKind, Ino, Redundancy, Stripe, extent, stripe};
 use futures::FutureExt;
@@ -15,13 +15,20 @@ use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
 use super::nodes::FakeNode;
+use crate::keys::{self, Keyring, MasterKey};
 use crate::session::MetaCalls;
 
 /// The fake server.
 pub(crate) struct FakeMeta {
     nodes: Vec<Arc<FakeNode>>,
     state: Mutex<State>,
+    /// What tells of the key "k", and a data key encrypted with it.
+    key: Key,
+    data_key: DataKey,
 }
+
+/// The key "k".
+const KEY: [u8; 32] = [7; 32];
 
 #[derive(Default)]
 struct State {
@@ -69,7 +76,16 @@ impl File {
 
 impl FakeMeta {
     pub(super) fn new(nodes: Vec<Arc<FakeNode>>) -> Self {
-        Self { nodes, state: Mutex::default() }
+        let (key, master) = MasterKey::create("k", KeySource::KeyFile, &KEY, 1).expect("a key");
+        let fresh = keys::DataKey::random().expect("random bytes");
+        let data_key = DataKey { id: 9, ..master.wrap(&fresh).expect("encrypted") };
+        Self { nodes, state: Mutex::default(), key, data_key }
+    }
+
+    /// The keyring of a client that has the key "k".
+    pub(crate) fn keys(self: &Arc<Self>) -> Arc<Keyring> {
+        let master = MasterKey::open(&self.key, &KEY).expect("the key");
+        Arc::new(Keyring::new(Arc::clone(self) as _, [("k".to_owned(), master)].into()))
     }
 
     /// Makes an empty file.
@@ -81,6 +97,7 @@ impl FakeMeta {
             nlink: 1,
             version: 1,
             class: class.into(),
+            data_key: if class.contains("encrypt=k") { self.data_key.id } else { 0 },
             ..Attr::default()
         };
         let file = File { attr: attr.clone(), extents: BTreeMap::new() };
@@ -185,6 +202,9 @@ impl FakeMeta {
                 state.reports.push(op);
                 Ok(reply::Result::Done(Done {}))
             }
+            request::Op::GetDataKey(op) if op.id == self.data_key.id => {
+                Ok(reply::Result::DataKeys(DataKeys { data_keys: vec![self.data_key.clone()] }))
+            }
             other => panic!("the data plane does not ask for {other:?}"),
         }
     }
@@ -198,8 +218,12 @@ impl FakeMeta {
         order.sort_by_key(|node| op.avoid.contains(&node.id));
         let shards = (0..).zip(order.into_iter().take(redundancy.shards() as usize));
         let shards = shards.map(|(index, node)| ShardPlan { index, node: Some(node.place()) }).collect();
-        let plan =
-            ChunkPlan { chunk: state.last_chunk, length: 0, redundancy: redundancy.to_string(), shards };
+        let plan = ChunkPlan {
+            chunk: state.last_chunk,
+            redundancy: redundancy.to_string(),
+            shards,
+            ..ChunkPlan::default()
+        };
         state.planned.insert(plan.chunk, plan.clone());
         Ok(plan)
     }
@@ -229,8 +253,9 @@ impl FakeMeta {
         for sealed in &op.chunks {
             let plan = state.planned.get(&sealed.chunk).ok_or_else(|| Failure::from(Code::ChunkRefused))?;
             let kept = self.check_durable(sealed, plan);
-            lengths.insert(sealed.chunk, sealed.length);
-            let plan = ChunkPlan { length: sealed.length, shards: kept, ..plan.clone() };
+            let encoding = sealed.encoding.clone();
+            let plan = ChunkPlan { length: sealed.length, shards: kept, encoding, ..plan.clone() };
+            lengths.insert(sealed.chunk, plan.content_length());
             state.sealed.insert(sealed.chunk, plan);
         }
         for sealed in &op.chunks {

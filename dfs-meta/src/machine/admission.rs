@@ -15,6 +15,8 @@ pub(super) struct Rules {
 
 /// Changes nothing, or nothing that asking again would change once more.
 const ANYBODY: Rules = Rules { session: false, number: false, grows: false };
+/// Asked for by somebody without a session, and nothing is changed once more by asking again.
+const ANYBODY_GROWS: Rules = Rules { session: false, number: false, grows: true };
 const SESSION: Rules = Rules { session: true, number: false, grows: false };
 const CHANGE: Rules = Rules { session: true, number: true, grows: false };
 const GROW: Rules = Rules { session: true, number: true, grows: true };
@@ -50,5 +52,8 @@ pub(super) fn rules(op: &Op) -> Rules {
 
         Op::NodeJoin(_) | Op::NodeHeartbeat(_) | Op::NodeInventory(_) | Op::ReportShard(_) => ANYBODY,
         Op::Status(_) | Op::PathOf(_) | Op::CheckClass(_) => ANYBODY,
+
+        Op::ListKeys(_) | Op::GetDataKey(_) | Op::ListDataKeys(_) | Op::RemoveKey(_) => ANYBODY,
+        Op::CreateKey(_) | Op::RotateKey(_) => ANYBODY_GROWS,
     }
 }

@@ -24,6 +24,8 @@ pub(super) fn is_of_use(request: &Request) -> bool {
             Op::OpenSession(_) | Op::CloseSession(_) | Op::Heartbeat(_) | Op::Reclaim(_) => false,
             Op::StatFs(_) | Op::Status(_) | Op::CheckClass(_) | Op::Allocate(_) | Op::Replace(_) => false,
             Op::GetLock(_) | Op::SetLock(_) => false,
+            Op::GetDataKey(_) | Op::ListDataKeys(_) | Op::RotateKey(_) => true,
+            Op::CreateKey(_) | Op::ListKeys(_) | Op::RemoveKey(_) => false,
             Op::NodeJoin(_) | Op::NodeHeartbeat(_) | Op::NodeInventory(_) | Op::ReportShard(_) => false,
         },
     }

@@ -9,6 +9,7 @@
 //! It keeps a few numbers of every inode and chunk in memory.
 
 mod chunks;
+mod data_keys;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +43,7 @@ pub fn check(tx: &mut Transaction<'_>) -> Result<Vec<String>, StoreError> {
     walk.data();
     walk.counters(tx)?;
     walk.problems.extend(chunks::check(tx, MAX_PROBLEMS - walk.problems.len())?);
+    walk.problems.extend(data_keys::check(tx, MAX_PROBLEMS - walk.problems.len())?);
     Ok(walk.problems)
 }
 
@@ -228,7 +230,7 @@ impl Walk {
         if chunk.live_bytes != live {
             self.problem(format!("chunk {id} counts {} live bytes instead of {live}", chunk.live_bytes));
         }
-        if end > chunk.length {
+        if end > chunk.content_length() {
             self.problem(format!("an extent points beyond the end of chunk {id}"));
         }
         if (chunk.state() == ChunkState::Sealed) != (live > 0) {

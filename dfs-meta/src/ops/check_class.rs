@@ -3,18 +3,18 @@
 use dfs_proto::meta::{CheckClass, Done};
 use dfs_proto::{Class, Failure};
 
-use super::Context;
+use super::{Context, data_keys};
 use crate::cluster;
 use crate::live::nodes::{self, MAX_NODES};
 use crate::store::keys::{self, Key};
 use crate::store::records::Node;
 
-/// INVALID, with the reason.
+/// INVALID or NO_KEY, with the reason.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &CheckClass) -> Result<Done, Failure> {
     check(cx, &request.class).map(|_| Done {})
 }
 
-/// The class that a text means, if the cluster can hold it. INVALID.
+/// The class that a text means, if the cluster can hold it. INVALID; NO_KEY when its key is not there.
 pub(super) fn check(cx: &mut Context<'_, '_>, text: &str) -> Result<Class, Failure> {
     let class: Class = text.parse()?;
     let nodes = cx.tx.scan::<Node>(&keys::nodes(), MAX_NODES)?;
@@ -24,6 +24,9 @@ pub(super) fn check(cx: &mut Context<'_, '_>, text: &str) -> Result<Class, Failu
     };
     let places: Vec<_> = nodes.iter().map(place).collect();
     cluster::check_can_hold(&class, &places)?;
+    if let Some(key) = &class.key {
+        data_keys::load_master(cx, key)?;
+    }
     Ok(class)
 }
 

@@ -9,7 +9,7 @@ use dfs_proto::meta::{Commit, Committed, Extent, FileCommit, FileResult, SealedC
 use dfs_proto::{ChunkId, Code, Failure, FileKind, Ino, NodeId, Redundancy, Timestamp, limits, stripe};
 
 use super::extents::Ledger;
-use super::{Context, extents, garbage, inode};
+use super::{Context, data_keys, extents, garbage, inode};
 use crate::store::keys;
 use crate::store::records::{Chunk, ChunkState, Held, Inode, Marker, Shard};
 
@@ -46,7 +46,7 @@ fn invalid(message: impl Into<String>) -> Failure {
     Failure::new(Code::Invalid, message)
 }
 
-/// Bounds of the whole request; returns the chunks' lengths.
+/// Bounds of the whole request; returns the lengths of the chunks' contents.
 fn check(request: &Commit) -> Result<HashMap<u64, u64>, Failure> {
     let extents: usize = request.files.iter().map(|file| file.extents.len()).sum();
     if request.chunks.len() > limits::MAX_COMMIT_CHUNKS
@@ -65,7 +65,11 @@ fn check(request: &Commit) -> Result<HashMap<u64, u64>, Failure> {
         if chunk.length == 0 || chunk.length > limits::MAX_CHUNK_LENGTH || chunk.sha256.len() != 32 {
             return Err(invalid(format!("chunk {} has no valid length and SHA-256", chunk.chunk)));
         }
-        if lengths.insert(chunk.chunk, chunk.length).is_some() {
+        let content = match &chunk.encoding {
+            Some(encoding) => encoding.layout(chunk.length).map(|_| encoding.length)?,
+            None => chunk.length,
+        };
+        if lengths.insert(chunk.chunk, content).is_some() {
             return Err(invalid(format!("chunk {} is sealed twice in one commit", chunk.chunk)));
         }
     }
@@ -144,6 +148,8 @@ fn seal(cx: &mut Context<'_, '_>, sealed: &SealedChunk, mut chunk: Chunk) -> Res
     chunk.set_state(ChunkState::Sealed);
     chunk.length = sealed.length;
     chunk.sha256 = sealed.sha256.to_vec();
+    chunk.encoding = sealed.encoding.clone();
+    data_keys::hold(cx, chunk.data_key())?;
     chunk.shards = Vec::with_capacity(sealed.shards.len());
     for shard in &sealed.shards {
         chunk.shards.push(Shard { index: shard.index, node: shard.node, ..Shard::default() });

@@ -21,6 +21,9 @@ pub const LAST_NODE: &str = "last_node";
 /// The session's id handed out last.
 pub const LAST_SESSION: &str = "last_session";
 
+/// The data key's id handed out last.
+pub const LAST_DATA_KEY: &str = "last_data_key";
+
 /// What a counter says; 0 when it was never set.
 pub fn get(tx: &mut Transaction<'_>, name: &str) -> Result<u64, StoreError> {
     Ok(tx.get::<Counter>(&keys::setting(name))?.unwrap_or_default().value)

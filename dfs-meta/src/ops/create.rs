@@ -3,10 +3,11 @@
 use dfs_proto::meta::Create;
 use dfs_proto::{Attr, Code, Failure, FileKind, Ino, Name, limits};
 
-use super::{Context, acl, counters, directory, inode, xattrs};
+use super::{Context, acl, counters, data_keys, directory, inode, xattrs};
 use crate::store::records::Inode;
 
-/// EEXIST, EINVAL, EMLINK, ENAMETOOLONG, ENOENT (the directory was removed), ENOTDIR; ESTALE when it is gone.
+/// EEXIST, EINVAL, EMLINK, ENAMETOOLONG, ENOENT (the directory was removed), ENOKEY (opened, and the client can't write to it),
+/// ENOTDIR; ESTALE when it is gone.
 ///
 /// Without `exclusive` a regular file that is there already is returned as it is; anything else of that name is ESTALE,
 /// upon which the kernel looks the name up again and goes the way of what it finds.
@@ -22,6 +23,9 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Create) -> Result<Attr, Fa
         return take_existing(cx, request, &name, found);
     }
 
+    if request.open {
+        data_keys::check_has(cx, directory.data_key, &request.keys)?;
+    }
     let ino = Ino(counters::take(cx, counters::LAST_INO)?);
     let mut new = Inode {
         kind: kind.into(),
@@ -37,10 +41,12 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Create) -> Result<Attr, Fa
         class: directory.class.clone(),
         target: request.target.to_vec(),
         parent: if kind == FileKind::Directory { parent.0 } else { 0 },
+        data_key: directory.data_key,
         ..Inode::default()
     };
     set_mode(cx, parent, &directory, request, ino, &mut new)?;
     inode::save(cx, ino, &new);
+    data_keys::hold(cx, new.data_key)?;
     counters::add(cx, counters::FILES, 1)?;
 
     directory::add(cx, parent, &name, ino, kind);
@@ -99,6 +105,7 @@ fn take_existing(
         FileKind::Regular => {
             let found = inode::load(cx, ino)?;
             if request.open {
+                data_keys::check_has(cx, found.data_key, &request.keys)?;
                 cx.live.opens.open(cx.session, ino);
             }
             Ok(inode::attr(ino, &found))

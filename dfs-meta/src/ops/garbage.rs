@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dfs_proto::{ChunkId, Failure, NodeId};
 
-use super::{Context, Progress};
+use super::{Context, Progress, data_keys};
 use crate::store::keys;
 use crate::store::records::{Chunk, ChunkState, Marker};
 
@@ -35,7 +35,7 @@ pub(super) fn collect(cx: &mut Context<'_, '_>) -> Result<Progress, Failure> {
             );
             continue;
         }
-        remove_shards(cx, id, &mut chunk);
+        remove_shards(cx, id, &mut chunk)?;
     }
     Ok(progress)
 }
@@ -60,17 +60,23 @@ pub(super) fn dequeue(cx: &mut Context<'_, '_>, id: ChunkId, chunk: &mut Chunk) 
 }
 
 /// Orders a chunk's shards off their nodes, those that were only planned too.
-fn remove_shards(cx: &mut Context<'_, '_>, id: ChunkId, chunk: &mut Chunk) {
+fn remove_shards(cx: &mut Context<'_, '_>, id: ChunkId, chunk: &mut Chunk) -> Result<(), Failure> {
     chunk.set_state(ChunkState::Removing);
     chunk.due_ms = 0;
     if chunk.shards.is_empty() {
-        cx.tx.delete(keys::chunk(id));
-        return;
+        return forget(cx, id, chunk);
     }
     for shard in &chunk.shards {
         cx.tx.put(keys::removal(NodeId(shard.node), id), &Marker {});
     }
     cx.tx.put(keys::chunk(id), chunk);
+    Ok(())
+}
+
+/// Nothing is left of a chunk but its record.
+fn forget(cx: &mut Context<'_, '_>, id: ChunkId, chunk: &Chunk) -> Result<(), Failure> {
+    cx.tx.delete(keys::chunk(id));
+    data_keys::release(cx, chunk.data_key())
 }
 
 /// A node says that an ordered removal is done. Without such an order nothing is forgotten.
@@ -87,10 +93,9 @@ pub(super) fn removed(cx: &mut Context<'_, '_>, node: NodeId, id: ChunkId) -> Re
     cx.tx.delete(keys::held(node, id));
     chunk.shards.retain(|shard| shard.node != node.0);
     if chunk.shards.is_empty() {
-        cx.tx.delete(keys::chunk(id));
-    } else {
-        cx.tx.put(keys::chunk(id), &chunk);
+        return forget(cx, id, &chunk);
     }
+    cx.tx.put(keys::chunk(id), &chunk);
     Ok(())
 }
 

@@ -44,7 +44,48 @@ impl Hostile {
 
     fn sealed(&mut self) -> SealedChunk {
         let shards = self.many(|this| SealedShard { index: this.id() as u32, node: this.id() });
-        SealedChunk { chunk: self.id(), length: self.number(), sha256: vec![1; 32].into(), shards }
+        SealedChunk {
+            chunk: self.id(),
+            length: self.number(),
+            sha256: vec![1; 32].into(),
+            shards,
+            encoding: self.encoding(),
+        }
+    }
+
+    fn encoding(&mut self) -> Option<Encoding> {
+        self.random.random_bool(0.5).then(|| Encoding {
+            length: self.number(),
+            compression: self.small(),
+            data_key: self.id(),
+            salt: vec![1; [0, 16][self.id() as usize % 2]].into(),
+        })
+    }
+
+    fn key(&mut self) -> Key {
+        let passphrase = self.random.random_bool(0.5);
+        Key {
+            name: self.key_name(),
+            source: if passphrase { 1 } else { self.small() },
+            salt: vec![1; if passphrase { 16 } else { 0 }].into(),
+            rounds: if passphrase { 600_000 } else { 0 },
+            check: vec![self.id() as u8; 32].into(),
+            generation: self.id() as u32,
+            data_keys: self.number(),
+        }
+    }
+
+    fn key_name(&mut self) -> String {
+        ["a", "b", "/"][self.id() as usize % 3].into()
+    }
+
+    fn data_key(&mut self) -> DataKey {
+        DataKey {
+            id: self.id(),
+            key: self.key_name(),
+            generation: self.id() as u32,
+            wrapped: vec![1; 60].into(),
+        }
     }
 
     fn file(&mut self) -> FileCommit {
@@ -71,7 +112,7 @@ impl Hostile {
 
     fn op(&mut self) -> request::Op {
         use request::Op;
-        match self.random.random_range(0..14) {
+        match self.random.random_range(0..19) {
             0 => Op::Plan(Plan {
                 ino: self.id(),
                 offset: self.number(),
@@ -136,6 +177,19 @@ impl Hostile {
             }
             11 => Op::ReportShard(ReportShard { chunk: self.id(), node: self.id(), code: self.small() }),
             12 => Op::SetAttr(SetAttr { ino: self.id(), size: Some(self.number()), ..SetAttr::default() }),
+            13 => Op::CreateKey(CreateKey { key: Some(self.key()) }),
+            14 => Op::RotateKey(RotateKey { key: Some(self.key()), data_keys: self.many(Self::data_key) }),
+            15 => Op::RemoveKey(RemoveKey { name: self.key_name() }),
+            16 => Op::ListDataKeys(ListDataKeys { key: self.key_name(), after: self.number() }),
+            17 => Op::SetXattr(SetXattr {
+                ino: 1,
+                name: "dfs.class".into(),
+                value: ["replicated:3,encrypt=a", "replicated:3,encrypt=b", "replicated:3"]
+                    [self.id() as usize % 3]
+                    .into(),
+                data_key: Some(self.data_key()),
+                ..SetXattr::default()
+            }),
             _ => Op::NodeJoin(NodeJoin {
                 disk: vec![self.id() as u8; 16].into(),
                 node: self.id(),

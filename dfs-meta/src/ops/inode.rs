@@ -48,6 +48,7 @@ pub fn attr(ino: Ino, inode: &Inode) -> Attr {
         version: inode.version,
         class: inode.class.clone(),
         no_xattrs: !inode.has_xattrs,
+        data_key: inode.data_key,
     }
 }
 

@@ -14,16 +14,21 @@ mod commit;
 mod copy_range;
 pub mod counters;
 mod create;
+mod create_key;
+mod data_keys;
 mod directory;
 pub mod extents;
 mod fallocate;
 pub mod garbage;
 mod get_attr;
+mod get_data_key;
 mod get_lock;
 mod get_xattr;
 mod heartbeat;
 pub mod inode;
 mod link;
+mod list_data_keys;
+mod list_keys;
 mod list_xattr;
 mod lookup;
 mod node_heartbeat;
@@ -37,11 +42,13 @@ pub mod plan;
 mod read_dir;
 mod read_link;
 mod reclaim;
+mod remove_key;
 mod remove_xattr;
 mod rename;
 mod replace;
 mod report_shard;
 mod rmdir;
+mod rotate_key;
 mod seek;
 mod set_attr;
 mod set_lock;
@@ -206,6 +213,12 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::StatFs(_) => stat_fs::run(cx).map(reply::Result::FsStats),
         Op::PathOf(request) => path_of::run(cx, request).map(reply::Result::Paths),
         Op::CheckClass(request) => check_class::run(cx, request).map(reply::Result::Done),
+        Op::CreateKey(request) => create_key::run(cx, request).map(reply::Result::Done),
+        Op::ListKeys(_) => list_keys::run(cx).map(reply::Result::Keys),
+        Op::RemoveKey(request) => remove_key::run(cx, request).map(reply::Result::Done),
+        Op::RotateKey(request) => rotate_key::run(cx, request).map(reply::Result::Done),
+        Op::GetDataKey(request) => get_data_key::run(cx, request).map(reply::Result::DataKeys),
+        Op::ListDataKeys(request) => list_data_keys::run(cx, request).map(reply::Result::DataKeys),
         _ => Err(Failure::new(Code::NotSupported, "this server does not know the operation")),
     }
 }

@@ -215,7 +215,7 @@ impl Run<'_> {
     fn open(&mut self) {
         let (ino, session, truncate) = (self.ino(), self.session(), self.random.random_ratio(1, 5));
         let expected = self.reference.open(session, ino, truncate);
-        let open = Open { ino, truncate, kill_set_id: false };
+        let open = Open { ino, truncate, ..Open::default() };
         self.compare(session, request::Op::Open(open), expected);
     }
 

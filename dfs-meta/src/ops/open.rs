@@ -3,11 +3,11 @@
 use dfs_proto::meta::{Open, Opened};
 use dfs_proto::{Code, Failure, FileKind, Ino};
 
-use super::{Context, inode, orphan, plan, set_attr};
+use super::{Context, data_keys, inode, orphan, plan, set_attr};
 use crate::store::keys;
 use crate::store::records::Inode;
 
-/// EISDIR (truncating a directory), EINVAL; ESTALE when the inode is gone or lost its last name.
+/// EISDIR (truncating a directory), EINVAL, ENOKEY (a regular file encrypted with a key that the client lacks); ESTALE when the inode is gone or lost its last name.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &Open) -> Result<Opened, Failure> {
     let ino = Ino(request.ino);
     cx.live.opens.check_room(cx.session)?;
@@ -15,6 +15,9 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &Open) -> Result<Opened, Fa
     if inode.nlink == 0 && !cx.live.opens.sessions_of(ino).any(|session| session == cx.session) {
         // Whoever has it open may open it again, through /proc/self/fd; to others it is gone.
         return Err(Failure::new(Code::Stale, format!("inode {ino} has no name any more")));
+    }
+    if inode.kind() == FileKind::Regular {
+        data_keys::check_has(cx, inode.data_key, &request.keys)?;
     }
     if request.truncate {
         // O_TRUNC counts as a change even where the file is empty already.
@@ -55,7 +58,7 @@ mod tests {
     use dfs_proto::meta::{Create, SetAttr, request};
 
     fn truncate(bench: &mut Bench, ino: u64, kill_set_id: bool) -> Result<Opened, Failure> {
-        bench.opened(request::Op::Open(Open { ino, truncate: true, kill_set_id }))
+        bench.opened(request::Op::Open(Open { ino, truncate: true, kill_set_id, ..Open::default() }))
     }
 
     #[test]

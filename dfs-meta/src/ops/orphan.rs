@@ -7,7 +7,7 @@
 
 use dfs_proto::{Failure, FileKind, Ino, SessionId};
 
-use super::{Context, Progress, counters, extents, inode, xattrs};
+use super::{Context, Progress, counters, data_keys, extents, inode, xattrs};
 use crate::store::keys;
 use crate::store::records::{Inode, Marker};
 
@@ -83,6 +83,7 @@ fn destroy(cx: &mut Context<'_, '_>, ino: Ino, inode: &mut Inode, limit: usize) 
     }
     xattrs::remove_all(cx, ino, inode)?;
     cx.tx.delete(keys::inode(ino));
+    data_keys::release(cx, inode.data_key)?;
     counters::subtract(cx, counters::FILES, 1)?;
     Ok(true)
 }

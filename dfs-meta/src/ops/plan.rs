@@ -112,7 +112,13 @@ impl Nodes {
             shards.push(ShardPlan { index: shard.index, node });
         }
         shards.sort_by_key(|shard| shard.index);
-        Ok(ChunkPlan { chunk: id.0, length: chunk.length, redundancy: chunk.redundancy.clone(), shards })
+        Ok(ChunkPlan {
+            chunk: id.0,
+            length: chunk.length,
+            redundancy: chunk.redundancy.clone(),
+            shards,
+            encoding: chunk.encoding.clone(),
+        })
     }
 
     fn address(&mut self, cx: &mut Context<'_, '_>, id: NodeId) -> Result<NodeAddress, Failure> {

@@ -5,11 +5,11 @@ use dfs_proto::{Attr, Code, Failure, FileKind, Ino, limits};
 
 use super::acl::Acl;
 use super::xattrs::Kind;
-use super::{Context, check_class, inode, xattrs};
+use super::{Context, check_class, data_keys, inode, xattrs};
 use crate::store::records::Inode;
 
-/// E2BIG, EACCES (a default ACL on something else than a directory), EEXIST, EINVAL, ENODATA, ENOSPC, EOPNOTSUPP, EPERM,
-/// ERANGE; ESTALE when the inode is gone.
+/// E2BIG, EACCES (a default ACL on something else than a directory), EEXIST, EINVAL, ENODATA, ENOKEY (a class that encrypts,
+/// without a data key), ENOSPC, EOPNOTSUPP, EPERM, ERANGE; ESTALE when the inode is gone.
 pub(super) fn run(cx: &mut Context<'_, '_>, request: &SetXattr) -> Result<Attr, Failure> {
     let ino = Ino(request.ino);
     let kind = xattrs::kind_of(&request.name)?;
@@ -34,7 +34,7 @@ pub(super) fn run(cx: &mut Context<'_, '_>, request: &SetXattr) -> Result<Attr, 
         }
         Kind::AccessAcl => set_access_acl(cx, ino, &mut inode, &request.value, request.kill_set_gid)?,
         Kind::DefaultAcl => set_default_acl(cx, ino, &mut inode, &request.value)?,
-        Kind::Class => set_class(cx, &mut inode, &request.value)?,
+        Kind::Class => set_class(cx, &mut inode, request)?,
     }
     inode::changed(&mut inode, cx.now);
     inode::save(cx, ino, &inode);
@@ -124,13 +124,20 @@ fn check_may_have_acl(inode: &Inode) -> Result<(), Failure> {
 }
 
 /// What is made below the directory from now on is kept that way; what is there stays as it is.
-fn set_class(cx: &mut Context<'_, '_>, inode: &mut Inode, value: &[u8]) -> Result<(), Failure> {
+fn set_class(cx: &mut Context<'_, '_>, inode: &mut Inode, request: &SetXattr) -> Result<(), Failure> {
     if inode.kind() != FileKind::Directory {
         let message = "the class is set on directories; files have that of the directory they were made in";
         return Err(Failure::new(Code::NotSupported, message));
     }
-    let text = std::str::from_utf8(value).map_err(|_| Failure::new(Code::Invalid, "a class is text"))?;
-    inode.class = check_class::check(cx, text.trim_end_matches('\n'))?.to_string();
+    let text =
+        std::str::from_utf8(&request.value).map_err(|_| Failure::new(Code::Invalid, "a class is text"))?;
+    let class = check_class::check(cx, text.trim_end_matches('\n'))?;
+    let data_key = match &class.key {
+        Some(key) => data_keys::add(cx, key, request.data_key.as_ref())?,
+        None => 0,
+    };
+    data_keys::release(cx, inode.data_key)?;
+    (inode.class, inode.data_key) = (class.to_string(), data_key);
     Ok(())
 }
 

@@ -129,7 +129,7 @@ impl Bench {
         mode: XattrMode,
     ) -> Result<Attr, Failure> {
         let (name, value, mode) = (bytes(name), value.to_vec().into(), mode.into());
-        self.attr(request::Op::SetXattr(SetXattr { ino, name, value, mode, kill_set_gid: false }))
+        self.attr(request::Op::SetXattr(SetXattr { ino, name, value, mode, ..SetXattr::default() }))
     }
 
     pub(crate) fn get_xattr(&mut self, ino: u64, name: &str) -> Result<Vec<u8>, Failure> {

@@ -17,6 +17,8 @@
 //! | `S session` | session |
 //! | `T session slot` | the slot's last number and reply |
 //! | `O session ino` | unlinked, but open in that session (0: waiting to be purged) |
+//! | `K name` | a key of the cluster |
+//! | `W key` | a data key, encrypted with one |
 //! | `M name` | counters and settings of the whole filesystem |
 
 use dfs_proto::{ChunkId, Ino, Name, NodeId, SessionId};
@@ -322,6 +324,36 @@ pub fn orphans_from(session: SessionId) -> KeyRange {
 /// The session and the inode in an orphan's key.
 pub fn orphan_parts(key: &[u8]) -> (SessionId, Ino) {
     (SessionId(number_at(key, 0)), Ino(number_at(key, 1)))
+}
+
+/// A key of the cluster.
+pub fn master_key(name: &str) -> Key {
+    build(b'K', &[], name.as_bytes())
+}
+
+/// All keys of the cluster.
+pub fn master_keys() -> KeyRange {
+    prefix(vec![b'K'])
+}
+
+/// The name in the record of a key.
+pub fn master_key_name(key: &[u8]) -> String {
+    String::from_utf8_lossy(&key[1..]).into_owned()
+}
+
+/// A data key.
+pub fn data_key(id: u64) -> Key {
+    build(b'W', &[id], &[])
+}
+
+/// The data keys after `id`.
+pub fn data_keys_after(id: u64) -> KeyRange {
+    KeyRange { start: data_key(id.saturating_add(1)), end: prefix(vec![b'W']).end }
+}
+
+/// The id of a data key.
+pub fn data_key_id(key: &[u8]) -> u64 {
+    number_at(key, 0)
 }
 
 /// A counter or setting of the whole filesystem.

@@ -1,6 +1,7 @@
 //! What the store's values are: a version byte, then a protobuf message. A version this program does not know is
 //! refused, never guessed. Fields may be added (absent ones read as zero); a change of meaning takes a new version.
 
+use dfs_proto::meta::{Encoding, KeySource};
 use dfs_proto::{FileKind, Timestamp};
 use prost::Message;
 
@@ -84,6 +85,9 @@ pub struct Inode {
     /// Whether it has extended attributes at all, so that most files need no look.
     #[prost(bool, tag = "16")]
     pub has_xattrs: bool,
+    /// What its data is encrypted with, a `W`; of a directory: that of what is made in it. 0: nothing.
+    #[prost(uint64, tag = "17")]
+    pub data_key: u64,
 }
 
 /// A `Timestamp` in a record.
@@ -188,6 +192,21 @@ pub struct Chunk {
     /// it into a coded one.
     #[prost(string, tag = "8")]
     pub class: String,
+    /// How its content is stored; absent: as it is.
+    #[prost(message, optional, tag = "9")]
+    pub encoding: Option<Encoding>,
+}
+
+impl Chunk {
+    /// The bytes that extents may point to.
+    pub fn content_length(&self) -> u64 {
+        self.encoding.as_ref().map_or(self.length, |encoding| encoding.length)
+    }
+
+    /// What it is encrypted with; 0: nothing.
+    pub fn data_key(&self) -> u64 {
+        self.encoding.as_ref().map_or(0, |encoding| encoding.data_key)
+    }
 }
 
 /// A shard of a chunk on a node.
@@ -278,6 +297,43 @@ pub struct Slot {
     pub reply: Vec<u8>,
 }
 
+/// `K`: what tells whether a key is the right one. Its name is in the key of the record.
+#[derive(Clone, PartialEq, Message)]
+pub struct MasterKey {
+    /// A `KeySource`.
+    #[prost(enumeration = "KeySource", tag = "1")]
+    pub source: i32,
+    /// Of a passphrase.
+    #[prost(bytes = "vec", tag = "2")]
+    pub salt: Vec<u8>,
+    /// Of a passphrase.
+    #[prost(uint32, tag = "3")]
+    pub rounds: u32,
+    /// Computed from the key.
+    #[prost(bytes = "vec", tag = "4")]
+    pub check: Vec<u8>,
+    /// Grows with each rotation, from 1 on.
+    #[prost(uint32, tag = "5")]
+    pub generation: u32,
+    /// Data keys that are encrypted with it.
+    #[prost(uint64, tag = "6")]
+    pub data_keys: u64,
+}
+
+/// `W`: a data key, encrypted.
+#[derive(Clone, PartialEq, Message)]
+pub struct DataKey {
+    /// The name of the key that it is encrypted with, in its present generation.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// Nonce, ciphertext, tag.
+    #[prost(bytes = "vec", tag = "2")]
+    pub wrapped: Vec<u8>,
+    /// Inodes and chunks that name it. It goes with the last of them.
+    #[prost(uint64, tag = "3")]
+    pub users: u64,
+}
+
 /// `M`: a counter.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Counter {
@@ -304,6 +360,8 @@ impl Record for Held {}
 impl Record for Node {}
 impl Record for Session {}
 impl Record for Slot {}
+impl Record for MasterKey {}
+impl Record for DataKey {}
 impl Record for Counter {}
 impl Record for Blob {}
 

@@ -121,6 +121,7 @@ mod tests {
     use dfs_proto::Redundancy;
 
     use super::*;
+    use crate::chunk::lay_out;
 
     #[test]
     fn frames_are_the_shards_cut_at_blocks_with_their_checksums() {
@@ -128,7 +129,7 @@ mod tests {
         for length in [4 * BLOCK_SIZE, 4 * BLOCK_SIZE + 1, 200 * BLOCK_SIZE + 77] {
             let stripe = Stripe::new(Redundancy::Coded { data, parity }, length as u64).unwrap();
             let bytes: Bytes = (0..length).map(|at| (at / 251) as u8).collect();
-            let packed = PackedChunk::new(vec![bytes.clone()]);
+            let packed = PackedChunk::new(lay_out(vec![bytes.clone()]));
             let mut encoder = Encoder::new(stripe).unwrap();
             let mut shards = vec![Vec::new(); (data + parity) as usize];
             for rows in runs(&stripe) {

@@ -214,7 +214,7 @@ async fn reads_survive_dead_nodes_and_fail_when_the_last_is_gone() {
         assert!(bench.read_elsewhere(7).await == bytes);
     }
     bench.nodes[2].kill();
-    let elsewhere = DataPlane::new(Arc::clone(&bench.meta) as _, CLUSTER, impatient());
+    let elsewhere = DataPlane::new(Arc::clone(&bench.meta) as _, CLUSTER, bench.meta.keys(), impatient());
     let cold = elsewhere.open(&bench.meta.attr(7), None);
     let begun = Instant::now();
     assert_eq!(cold.read(0, 100).await.unwrap_err().errno(), 5, "EIO, never zeros");

@@ -1,6 +1,7 @@
 //! The data plane over a cluster in memory: against a model, with nodes and servers that fail.
 
 mod coded;
+mod encoded;
 mod failures;
 mod model;
 mod reading;
@@ -29,7 +30,7 @@ impl Bench {
 
     async fn with(nodes: u64, settings: DataSettings) -> Self {
         let (meta, nodes) = cluster(nodes);
-        let plane = DataPlane::new(Arc::clone(&meta) as _, CLUSTER, settings);
+        let plane = DataPlane::new(Arc::clone(&meta) as _, CLUSTER, meta.keys(), settings);
         Self { meta, nodes, plane }
     }
 
@@ -45,7 +46,7 @@ impl Bench {
 
     /// Another client of the same cluster, which has nothing cached.
     fn another(&self) -> Arc<DataPlane> {
-        DataPlane::new(Arc::clone(&self.meta) as _, CLUSTER, DataSettings::default())
+        DataPlane::new(Arc::clone(&self.meta) as _, CLUSTER, self.meta.keys(), DataSettings::default())
     }
 
     /// The file as a client sees it that has nothing cached.

@@ -10,11 +10,11 @@ use super::*;
 const FILES: usize = 3;
 const SIZE: usize = 400_000;
 
-async fn run(seed: u64, steps: usize) {
-    println!("seed {seed}");
+async fn run(seed: u64, steps: usize, nodes: u64, class: &str) {
+    println!("seed {seed}, {class}");
     let mut random = StdRng::seed_from_u64(seed);
-    let bench = Bench::with(3, DataSettings { cache_bytes: 2 * MIB, ..DataSettings::default() }).await;
-    let files: Vec<_> = (0..FILES).map(|i| bench.create(10 + i as u64)).collect();
+    let bench = Bench::with(nodes, DataSettings { cache_bytes: 2 * MIB, ..DataSettings::default() }).await;
+    let files: Vec<_> = (0..FILES).map(|i| bench.create_as(10 + i as u64, class)).collect();
     let mut model = vec![Vec::<u8>::new(); FILES];
     for step in 0..steps {
         let which = random.random_range(0..FILES);
@@ -76,8 +76,13 @@ async fn run(seed: u64, steps: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_operations_do_what_they_do_to_arrays() {
-    for _ in 0..4 {
-        run(rand::random(), 600).await;
+    for (nodes, class) in [
+        (3, "replicated:3"),
+        (3, "replicated:3,compress=lz4"),
+        (3, "replicated:2,encrypt=k"),
+        (6, "ec:4+2,compress=zstd,encrypt=k"),
+    ] {
+        run(rand::random(), 600, nodes, class).await;
     }
 }
 

@@ -64,6 +64,7 @@ impl Reference {
         let is_directory = |ino: &&u64| self.nodes[ino].kind == FileKind::Directory;
         let subdirectories = node.entries.values().filter(is_directory).count() as u32;
         Attr {
+            data_key: 0,
             ino,
             kind: node.kind.into(),
             mode: node.mode,

@@ -101,7 +101,13 @@ impl Bench {
             index: shard.index,
             node: shard.node.as_ref().expect("a plan names nodes").node,
         });
-        SealedChunk { chunk: plan.chunk, length, sha256: vec![7; 32].into(), shards: shards.collect() }
+        SealedChunk {
+            chunk: plan.chunk,
+            length,
+            sha256: vec![7; 32].into(),
+            shards: shards.collect(),
+            encoding: None,
+        }
     }
 
     /// Runs a commit.

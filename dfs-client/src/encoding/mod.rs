@@ -1,0 +1,143 @@
+//! The content of chunks as it is stored: compressed, then encrypted, each block by itself. [`dfs_proto::encoding`] draws the
+//! layout. Pure: bytes in, bytes out.
+
+mod cipher;
+mod compress;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use dfs_proto::encoding::{Index, Layout, put_entry};
+use dfs_proto::limits::BLOCK_SIZE;
+use dfs_proto::meta::{Compression, Encoding};
+use dfs_proto::{Code, Failure};
+
+use crate::keys::DataKey;
+use cipher::{Cipher, Place, Sealer};
+use compress::Compressor;
+
+/// How a content is to be stored.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// Of blocks where it pays.
+    pub compression: Compression,
+    /// With its id.
+    pub data_key: Option<(u64, Arc<DataKey>)>,
+}
+
+impl Manner {
+    /// Whether a content is stored as it is.
+    pub fn is_plain(&self) -> bool {
+        self.compression == Compression::Uncompressed && self.data_key.is_none()
+    }
+
+    /// Encodes a content, at most [`dfs_proto::limits::MAX_CONTENT_LENGTH`] bytes in frames of whole blocks but for the last.
+    pub fn encode(&self, frames: &[Bytes]) -> Result<(Bytes, Encoding), Failure> {
+        let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
+        let mut compressor = Compressor::new(self.compression)?;
+        let mut sealer = match &self.data_key {
+            Some((_, data_key)) => Some(Sealer::new(data_key, length)?),
+            None => None,
+        };
+        let blocks = || frames.iter().flat_map(|frame| frame.chunks(BLOCK_SIZE));
+        let mut index = Vec::new();
+        let room = compressor.as_ref().map_or(0, |compressor| compressor.bound(BLOCK_SIZE));
+        // Nothing is stored longer than it is.
+        let mut stored = BytesMut::with_capacity(length as usize + room + blocks().count() * 20);
+        for block in blocks() {
+            let start = stored.len();
+            let compressed = match &mut compressor {
+                Some(compressor) => {
+                    stored.resize(start + compressor.bound(block.len()), 0);
+                    compressor.compress(block, &mut stored[start..])
+                }
+                None => None,
+            };
+            stored.truncate(start + compressed.unwrap_or(0));
+            if compressed.is_none() {
+                stored.extend_from_slice(block);
+            }
+            let as_stored = &mut stored[start..];
+            let field = compressor.is_some().then_some(as_stored.len() as u32);
+            let tag = sealer.as_mut().map(|sealer| sealer.seal(block.len(), as_stored)).transpose()?;
+            put_entry(&mut index, field, tag);
+        }
+        stored.extend_from_slice(&index);
+        let encoding = Encoding {
+            length,
+            compression: self.compression.into(),
+            data_key: self.data_key.as_ref().map_or(0, |(id, _)| *id),
+            salt: sealer.map(|sealer| sealer.salt().to_vec()).unwrap_or_default().into(),
+        };
+        Ok((stored.freeze(), encoding))
+    }
+}
+
+/// Reads the content of one encoded chunk.
+pub struct Decoder {
+    layout: Layout,
+    compression: Compression,
+    cipher: Option<Cipher>,
+}
+
+impl Decoder {
+    /// Of a chunk of `stored` bytes. `data_key` is the one that the encoding names; CORRUPT when the encoding says nothing that
+    /// could be.
+    pub fn new(encoding: &Encoding, stored: u64, data_key: Option<&DataKey>) -> Result<Self, Failure> {
+        let corrupt = |failure: Failure| Failure::new(Code::Corrupt, failure.message);
+        let layout = encoding.layout(stored).map_err(corrupt)?;
+        let cipher = match (encoding.data_key, data_key, encoding.salt[..].try_into()) {
+            (0, _, _) => None,
+            (_, Some(data_key), Ok(salt)) => Some(Cipher::new(data_key, salt, encoding.length)?),
+            _ => return Err(Failure::from(Code::NoKey)),
+        };
+        Ok(Self { layout, compression: encoding.compression(), cipher })
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Some blocks of the content, from their bytes as they are stored: those at `index.range(&blocks)`. CORRUPT when they are
+    /// not what was encoded.
+    pub fn decode(&self, index: &Index, blocks: Range<u32>, stored: &[u8]) -> Result<Bytes, Failure> {
+        let start = index.range(&blocks).start;
+        let length = blocks.clone().map(|block| self.layout.block_length(block)).sum();
+        let mut content = BytesMut::zeroed(length);
+        let mut rest = &mut content[..];
+        let mut plain = Vec::new();
+        for block in blocks {
+            let (out, behind) = rest.split_at_mut(self.layout.block_length(block));
+            rest = behind;
+            let at = index.block(block);
+            let range = (at.range.start - start) as usize..(at.range.end - start) as usize;
+            let bytes = stored
+                .get(range)
+                .ok_or_else(|| Failure::new(Code::Corrupt, "a chunk is shorter than its index says"))?;
+            let is_compressed = bytes.len() < out.len();
+            let bytes = match (&self.cipher, &at.tag) {
+                (Some(cipher), Some(tag)) => {
+                    let place = Place { block, length: out.len(), stored: bytes.len() };
+                    if !is_compressed {
+                        cipher.open(place, bytes, tag, out)?;
+                        continue;
+                    }
+                    plain.resize(bytes.len(), 0);
+                    cipher.open(place, bytes, tag, &mut plain)?;
+                    &plain
+                }
+                _ => bytes,
+            };
+            match is_compressed {
+                true => compress::decompress(self.compression, bytes, out)?,
+                false => out.copy_from_slice(bytes),
+            }
+        }
+        Ok(content.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests;
