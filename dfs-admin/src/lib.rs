@@ -8,6 +8,7 @@
 //! | [`report`] | the cluster's health, judged |
 //! | [`info`] | where one file's bytes are |
 //! | [`class`] | how directories are kept |
+//! | [`verify`] | whether all shards are what was written; the digest of a tree |
 //! | `locate` | which inode a path means |
 //! | [`find`] | finds the metadata server |
 //! | [`server`] | calls to the metadata server without a session |
@@ -26,3 +27,4 @@ pub mod print;
 pub mod report;
 pub mod server;
 pub mod status;
+pub mod verify;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use dfs_admin::{class, dev, info, status};
+use dfs_admin::{class, dev, info, status, verify};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// Looks after a dfs cluster
@@ -53,6 +53,19 @@ enum Verb {
         #[command(subcommand)]
         verb: class::Verb,
     },
+    /// Verify every shard, and tell the digest of a tree: exit code 0 good, 1 some shard is bad or lost but every chunk can
+    /// be read, 2 something can't be read or could not be checked
+    ///
+    /// Every shard is read and compared with the SHA-256 that the chunk's writer computed; what is found bad is reported to
+    /// the metadata server. The digest of a tree (SHA-256) is the same wherever the tree is and however it is kept: it
+    /// covers the bytes of files, names, kinds, permission bits and the targets of symbolic links. Owners, times and extended
+    /// attributes are not in it, and hard links count as files. What is mounted inside the tree counts as an empty directory.
+    Verify {
+        #[command(flatten)]
+        meta: Meta,
+        #[command(flatten)]
+        options: verify::Options,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,9 +79,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
-    // Everything runs on this thread: the children of `dev` are bound to the thread that starts them.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    // Nearly everything runs on this thread: the children of `dev` are bound to the thread that starts them.
+    let mut builder = match arguments.verb {
+        // Many chunks are read and hashed at a time.
+        Verb::Verify { .. } => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder.enable_all().build().context("start a runtime")?;
     if !matches!(arguments.verb, Verb::Dev(_)) {
         // As other programs that print: `dfs-admin status | head` ends quietly.
         // SAFETY: the default action is no handler that could do anything wrong.
@@ -85,5 +102,6 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             runtime.block_on(class::run(meta.meta.as_deref(), &verb))?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Verify { meta, options } => Ok(runtime.block_on(verify::run(meta.meta.as_deref(), &options))),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Arrows go one way: `fs` (the face: inodes, handles, locks) → `data` (dirty buffers, extents, reader, writer) →
 //! `chunk` (one chunk to and from its nodes, with `erasure`), `encoding` (what a chunk's content is stored as) → `keys`, and
-//! `session` (calls to the metadata server, exactly once) → `line` (many calls on one stream).
+//! `session` (calls to the metadata server, exactly once) → `line` (many calls on one stream). [`verify`]
+//! checks a chunk on every node that keeps it, for administrators; it needs no session.
 
 mod chunk;
 pub mod data;
@@ -16,3 +17,5 @@ mod line;
 pub mod session;
 #[cfg(test)]
 mod testing;
+
+pub use chunk::verify;

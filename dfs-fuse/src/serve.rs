@@ -110,6 +110,7 @@ fn settings(request: &Mount, target: &Path, cache: &KernelCache) -> Settings {
     Settings {
         session: SessionSettings { metas: request.source.servers.clone(), client, timeout: request.timeout },
         data,
+        keys: Default::default(),
         subdir: request.source.subdirectory_path(),
         // `ro` is the kernel's to enforce, so that a remount can change it.
         read_only: false,

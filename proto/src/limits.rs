@@ -58,6 +58,8 @@ pub const MAX_RECLAIM_ITEMS: usize = 8192;
 pub const MAX_INVENTORY_PAGE: usize = 8192;
 /// Chunks to delete in one answer to a node's heartbeat.
 pub const MAX_DELETE_ORDERS: usize = 1024;
+/// Chunks in one page of all of them.
+pub const MAX_CHUNK_PAGE: u32 = 1024;
 
 /// Changing requests a session may have in flight, one on each slot.
 pub const SESSION_SLOTS: u32 = 64;

@@ -14,3 +14,4 @@ mod operating;
 mod permissions;
 mod posix;
 mod real_work;
+mod verify;

@@ -11,6 +11,7 @@ mod nodes;
 mod packed;
 mod put;
 mod read;
+pub mod verify;
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use dfs_proto::chunk::{ReadRequest, small_reply, small_request};
 use dfs_proto::limits::BLOCK_SIZE;
 use dfs_proto::meta::{ChunkPlan, ReportShard, ShardPlan, request};
-use dfs_proto::{Code, Failure, Stripe};
+use dfs_proto::{ClusterId, Code, Failure, Stripe};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -125,7 +125,7 @@ impl ChunkIo {
         if let Some(data) = self.read_here(&node, plan.chunk, index, length, part).await {
             return Ok(data);
         }
-        let answer = self.fetch(&node, plan.chunk, index, part).await;
+        let answer = fetch(self.cluster, &node, plan.chunk, index, part).await;
         match &answer {
             Ok(_) => node.succeeded(),
             Err(failure) if matches!(failure.code, Code::NotFound | Code::Corrupt) => {
@@ -167,34 +167,6 @@ impl ChunkIo {
         data
     }
 
-    async fn fetch(
-        &self,
-        node: &Arc<Node>,
-        chunk: u64,
-        index: u32,
-        (offset, length): (u64, u64),
-    ) -> Result<Bytes, Failure> {
-        let lane = Lane::of_read(length);
-        let mut under_way = node.begin_read(lane);
-        let request = ReadRequest { cluster: self.cluster.to_bytes(), chunk, index, offset, length };
-        let read = node.exchange(lane, small_request::Op::Read(request));
-        let answer = tokio::time::timeout(STALL_TIMEOUT, read).await.map_err(|_| {
-            let text = format!("{} sent nothing for {STALL_TIMEOUT:?}", node.name());
-            Failure::new(Code::InputOutput, text)
-        })?;
-        let small_reply::Result::Read(frame) = answer? else {
-            return Err(
-                node.explain(Failure::new(Code::InputOutput, "the answer to a read is something else"))
-            );
-        };
-        under_way.answered();
-        verify(&frame.data, &frame.block_crc32c, length).map_err(|what| {
-            Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {chunk}", node.name()))
-        })?;
-        // What arrives lies somewhere in a buffer of the connection's, which may be several times as large.
-        Ok(Bytes::copy_from_slice(&frame.data))
-    }
-
     /// Tells the metadata server of a bad shard, once, without waiting for it.
     pub(crate) fn report(&self, chunk: u64, node: u64, code: Code) {
         {
@@ -214,6 +186,33 @@ impl ChunkIo {
             }
         });
     }
+}
+
+/// Some blocks of a shard, offset and length in bytes, from its daemon, verified.
+pub(super) async fn fetch(
+    cluster: ClusterId,
+    node: &Arc<Node>,
+    chunk: u64,
+    index: u32,
+    (offset, length): (u64, u64),
+) -> Result<Bytes, Failure> {
+    let lane = Lane::of_read(length);
+    let mut under_way = node.begin_read(lane);
+    let request = ReadRequest { cluster: cluster.to_bytes(), chunk, index, offset, length };
+    let read = node.exchange(lane, small_request::Op::Read(request));
+    let answer = tokio::time::timeout(STALL_TIMEOUT, read).await.map_err(|_| {
+        let text = format!("{} sent nothing for {STALL_TIMEOUT:?}", node.name());
+        Failure::new(Code::InputOutput, text)
+    })?;
+    let small_reply::Result::Read(frame) = answer? else {
+        return Err(node.explain(Failure::new(Code::InputOutput, "the answer to a read is something else")));
+    };
+    under_way.answered();
+    verify(&frame.data, &frame.block_crc32c, length).map_err(|what| {
+        Failure::new(Code::Corrupt, format!("{} sent {what} of chunk {chunk}", node.name()))
+    })?;
+    // What arrives lies somewhere in a buffer of the connection's, which may be several times as large.
+    Ok(Bytes::copy_from_slice(&frame.data))
 }
 
 /// The failure to return when too little of a chunk could be read.
@@ -244,7 +243,7 @@ impl Drop for Hedge<'_> {
 }
 
 /// Offset and length of some blocks of a shard of `length` bytes.
-fn bytes_of(length: u64, range: &Range<u32>) -> (u64, u64) {
+pub(super) fn bytes_of(length: u64, range: &Range<u32>) -> (u64, u64) {
     let at = |block: u32| (u64::from(block) * BLOCK_SIZE as u64).min(length);
     (at(range.start), at(range.end) - at(range.start))
 }

@@ -132,6 +132,16 @@ impl FakeNode {
         self.lock().shards.get(&chunk).cloned()
     }
 
+    /// Other bytes in place of a shard, with checksums that are right for them.
+    pub(crate) fn rewrite(&self, chunk: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.lock();
+        let shard = state.shards.get_mut(&chunk).expect("a shard to rewrite");
+        let mut data = shard.data.to_vec();
+        change(&mut data);
+        shard.sums = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        shard.data = data.into();
+    }
+
     /// Puts that were taken, and blocks that were read, since it was asked last.
     pub(crate) fn take_counts(&self) -> (usize, usize) {
         let mut state = self.lock();

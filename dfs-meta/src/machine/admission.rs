@@ -51,7 +51,7 @@ pub(super) fn rules(op: &Op) -> Rules {
         Op::GetLock(_) | Op::SetLock(_) => SESSION,
 
         Op::NodeJoin(_) | Op::NodeHeartbeat(_) | Op::NodeInventory(_) | Op::ReportShard(_) => ANYBODY,
-        Op::Status(_) | Op::PathOf(_) | Op::CheckClass(_) => ANYBODY,
+        Op::Status(_) | Op::PathOf(_) | Op::CheckClass(_) | Op::ListChunks(_) => ANYBODY,
 
         Op::ListKeys(_) | Op::GetDataKey(_) | Op::ListDataKeys(_) | Op::RemoveKey(_) => ANYBODY,
         Op::CreateKey(_) | Op::RotateKey(_) => ANYBODY_GROWS,

@@ -20,7 +20,7 @@ pub(super) fn is_of_use(request: &Request) -> bool {
             Op::GetXattr(_) | Op::ListXattr(_) | Op::SetXattr(_) | Op::RemoveXattr(_) => true,
             Op::Create(_) | Op::Link(_) | Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_) => true,
             Op::Open(_) | Op::Close(_) | Op::SetAttr(_) | Op::Plan(_) | Op::Seek(_) => true,
-            Op::Commit(_) | Op::CopyRange(_) | Op::Fallocate(_) => true,
+            Op::Commit(_) | Op::CopyRange(_) | Op::Fallocate(_) | Op::ListChunks(_) => true,
             Op::OpenSession(_) | Op::CloseSession(_) | Op::Heartbeat(_) | Op::Reclaim(_) => false,
             Op::StatFs(_) | Op::Status(_) | Op::CheckClass(_) | Op::Allocate(_) | Op::Replace(_) => false,
             Op::GetLock(_) | Op::SetLock(_) => false,

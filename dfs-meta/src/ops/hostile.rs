@@ -112,7 +112,7 @@ impl Hostile {
 
     fn op(&mut self) -> request::Op {
         use request::Op;
-        match self.random.random_range(0..19) {
+        match self.random.random_range(0..20) {
             0 => Op::Plan(Plan {
                 ino: self.id(),
                 offset: self.number(),
@@ -190,6 +190,7 @@ impl Hostile {
                 data_key: Some(self.data_key()),
                 ..SetXattr::default()
             }),
+            18 => Op::ListChunks(ListChunks { after: self.number(), limit: self.number() as u32 }),
             _ => Op::NodeJoin(NodeJoin {
                 disk: vec![self.id() as u8; 16].into(),
                 node: self.id(),

@@ -27,6 +27,7 @@ mod get_xattr;
 mod heartbeat;
 pub mod inode;
 mod link;
+mod list_chunks;
 mod list_data_keys;
 mod list_keys;
 mod list_xattr;
@@ -213,6 +214,7 @@ pub fn run(cx: &mut Context<'_, '_>, op: &request::Op) -> Result<reply::Result, 
         Op::StatFs(_) => stat_fs::run(cx).map(reply::Result::FsStats),
         Op::PathOf(request) => path_of::run(cx, request).map(reply::Result::Paths),
         Op::CheckClass(request) => check_class::run(cx, request).map(reply::Result::Done),
+        Op::ListChunks(request) => list_chunks::run(cx, request).map(reply::Result::ChunkPage),
         Op::CreateKey(request) => create_key::run(cx, request).map(reply::Result::Done),
         Op::ListKeys(_) => list_keys::run(cx).map(reply::Result::Keys),
         Op::RemoveKey(request) => remove_key::run(cx, request).map(reply::Result::Done),

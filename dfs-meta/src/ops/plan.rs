@@ -12,7 +12,7 @@ use prost::Message;
 use super::{Context, extents, inode};
 use crate::live::nodes;
 use crate::store::keys;
-use crate::store::records::{self, Chunk, Inode};
+use crate::store::records::{self, Chunk, Inode, Shard};
 
 /// Extents that come with an open, so that a small file needs no call more.
 const HEAD_EXTENTS: usize = 64;
@@ -95,7 +95,7 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Where a chunk's shards are, ordered by index.
+    /// Where a chunk's shards are that are worth reading, ordered by index.
     pub(super) fn plan(
         &mut self,
         cx: &mut Context<'_, '_>,
@@ -106,8 +106,19 @@ impl Nodes {
         let good = chunk.shards.iter().filter(|shard| !shard.lost).count();
         // Where too little is left, what is lost may still have some bytes.
         let enough = good >= redundancy.needed_to_read() as usize;
+        self.plan_of(cx, id, chunk, |shard| !shard.lost || !enough)
+    }
+
+    /// The same for some of a chunk's shards.
+    pub(super) fn plan_of(
+        &mut self,
+        cx: &mut Context<'_, '_>,
+        id: ChunkId,
+        chunk: &Chunk,
+        is_told: impl Fn(&Shard) -> bool,
+    ) -> Result<ChunkPlan, Failure> {
         let mut shards = Vec::with_capacity(chunk.shards.len());
-        for shard in chunk.shards.iter().filter(|shard| !shard.lost || !enough) {
+        for shard in chunk.shards.iter().filter(|shard| is_told(shard)) {
             let node = Some(self.address(cx, NodeId(shard.node))?);
             shards.push(ShardPlan { index: shard.index, node });
         }
