@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use dfs_proto::{ClusterId, Labels};
 
+use crate::buffers::Buffers;
 use crate::session::MetaCalls;
 
 pub(crate) use packed::{PackedChunk, lay_out};
@@ -28,6 +29,8 @@ pub(crate) struct ChunkIo {
     nodes: nodes::Nodes,
     local: Arc<local::LocalShards>,
     reports: read::Reports,
+    /// Of the frames of coded chunks.
+    buffers: Buffers,
 }
 
 impl ChunkIo {
@@ -39,6 +42,7 @@ impl ChunkIo {
             nodes: nodes::Nodes::new(cluster, labels),
             local: Arc::new(local::LocalShards::new(cluster)),
             reports: read::Reports::default(),
+            buffers: Buffers::default(),
         }
     }
 

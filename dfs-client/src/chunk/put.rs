@@ -171,7 +171,7 @@ impl ChunkIo {
         };
         if let Some(stripe) = Stripe::new(redundancy, packed.length()) {
             let header = |index, length| shard_header(index, length, Vec::new());
-            return coded::send(packed, &stripe, header, targets).await;
+            return coded::send(packed, &stripe, header, targets, &self.buffers).await;
         }
         let header = |index, forward| shard_header(index, packed.length(), forward);
         if packed.length() <= MAX_FRAME_DATA as u64 {

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use bytes::{BufMut, BytesMut};
 use dfs_proto::chunk::PutHeader;
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
 use dfs_proto::{Code, Failure, Stripe};
@@ -12,10 +11,15 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::super::packed::{Frame, PackedChunk};
 use super::super::put::{Outcome, Target, put_to};
+use crate::buffers::{Buffer, Buffers};
 use crate::erasure::Encoder;
 
-/// Cells of all shards encoded at once: 6 MiB.
+/// Cells of all shards encoded at once, at most: 6 MiB.
 const CELLS_AT_ONCE: u32 = 96;
+/// Rows encoded at once, so that frames are of 512 KiB at most: the processor's cache holds the parity of so many while it
+/// is put into them.
+const ROWS_AT_ONCE: u32 = 8;
+const _: () = assert!(ROWS_AT_ONCE as usize * BLOCK_SIZE <= MAX_FRAME_DATA);
 /// Frames of one shard that wait to be sent: what is encoded ahead.
 const FRAMES_AHEAD: usize = 1;
 
@@ -28,6 +32,7 @@ pub(in super::super) async fn send(
     stripe: &Stripe,
     header: impl Fn(u32, u64) -> PutHeader,
     targets: &[Target],
+    buffers: &Buffers,
 ) -> Vec<Outcome> {
     let mut outlets: Vec<Outlet> = Vec::with_capacity(targets.len());
     let puts: Vec<_> = targets
@@ -39,7 +44,7 @@ pub(in super::super) async fn send(
             async move { Outcome::of(put.await, node, *index) }
         })
         .collect();
-    let (encoded, outcomes) = join(encode(packed, stripe, outlets), join_all(puts)).await;
+    let (encoded, outcomes) = join(encode(packed, stripe, outlets, buffers), join_all(puts)).await;
     match encoded {
         Ok(()) => outcomes,
         Err(failure) => {
@@ -50,12 +55,17 @@ pub(in super::super) async fn send(
 }
 
 /// Encodes rows and hands each shard its cells, until all are taken or nobody takes any.
-async fn encode(packed: &PackedChunk, stripe: &Stripe, mut outlets: Vec<Outlet>) -> Result<(), Failure> {
+async fn encode(
+    packed: &PackedChunk,
+    stripe: &Stripe,
+    mut outlets: Vec<Outlet>,
+    buffers: &Buffers,
+) -> Result<(), Failure> {
     let mut encoder = Encoder::new(*stripe)?;
     for rows in runs(stripe) {
-        let (packed, stripe) = (packed.clone(), *stripe);
+        let (packed, stripe, buffers) = (packed.clone(), *stripe, buffers.clone());
         let encoding = tokio::task::spawn_blocking(move || {
-            let frames = frames(&mut encoder, &packed, &stripe, &rows);
+            let frames = frames(&mut encoder, &packed, &stripe, &rows, &buffers);
             (encoder, frames)
         });
         let (same, frames) =
@@ -79,7 +89,7 @@ async fn encode(packed: &PackedChunk, stripe: &Stripe, mut outlets: Vec<Outlet>)
 /// The rows of a chunk, in runs that are encoded at once and of which each shard's cells fit a frame.
 fn runs(stripe: &Stripe) -> impl Iterator<Item = Range<u32>> + use<> {
     let shards = stripe.data_shards() + stripe.parity_shards();
-    let at_once = (CELLS_AT_ONCE / shards).clamp(1, (MAX_FRAME_DATA / BLOCK_SIZE) as u32);
+    let at_once = (CELLS_AT_ONCE / shards).clamp(1, ROWS_AT_ONCE);
     let rows = stripe.rows();
     (0..rows).step_by(at_once as usize).map(move |row| row..(row + at_once).min(rows))
 }
@@ -90,29 +100,44 @@ fn frames(
     packed: &PackedChunk,
     stripe: &Stripe,
     rows: &Range<u32>,
+    buffers: &Buffers,
 ) -> Result<Vec<Option<Frame>>, Failure> {
-    let data = (0..stripe.data_shards()).map(|shard| data_frame(stripe, packed, shard, rows));
-    let mut frames: Vec<_> = data.collect();
-    let parity = encoder.encode(rows, |block| packed.block(block).0)?;
-    frames.extend(parity.into_iter().map(|cells| Some(Frame::new(cells))));
-    Ok(frames)
-}
-
-fn data_frame(stripe: &Stripe, packed: &PackedChunk, shard: u32, rows: &Range<u32>) -> Option<Frame> {
-    let length = stripe.part_length(shard, rows);
-    if length == 0 {
-        return None;
-    }
-    let mut data = BytesMut::with_capacity(length);
-    let mut block_crc32c = Vec::with_capacity(rows.len());
-    for row in rows.clone() {
-        if stripe.cell_length(shard, row) > 0 {
+    let shards = 0..stripe.data_shards() + stripe.parity_shards();
+    let mut frames: Vec<_> = shards.map(|shard| Filling::new(stripe, shard, rows, buffers)).collect();
+    let (data, parity) = frames.split_at_mut(stripe.data_shards() as usize);
+    for (shard, frame) in (0..).zip(data) {
+        for row in rows.clone().filter(|row| stripe.cell_length(shard, *row) > 0) {
             let (block, crc32c) = packed.block(stripe.block_of(shard, row));
-            data.put_slice(block);
-            block_crc32c.push(crc32c);
+            frame.put(block, crc32c);
         }
     }
-    Some(Frame { data: data.freeze(), block_crc32c })
+    let block = |block| packed.block(block).0;
+    encoder.encode(rows, block, |shard, cell| parity[shard].put(cell, crc32c::crc32c(cell)))?;
+    Ok(frames.into_iter().map(Filling::done).collect())
+}
+
+/// A frame that is being filled.
+struct Filling {
+    data: Buffer,
+    block_crc32c: Vec<u32>,
+}
+
+impl Filling {
+    fn new(stripe: &Stripe, shard: u32, rows: &Range<u32>, buffers: &Buffers) -> Self {
+        let data = buffers.take(stripe.part_length(shard, rows));
+        Self { data, block_crc32c: Vec::with_capacity(rows.len()) }
+    }
+
+    fn put(&mut self, cell: &[u8], crc32c: u32) {
+        self.data.put(cell);
+        self.block_crc32c.push(crc32c);
+    }
+
+    /// `None` when nothing was put.
+    fn done(self) -> Option<Frame> {
+        let Self { data, block_crc32c } = self;
+        (!block_crc32c.is_empty()).then(|| Frame { data: data.freeze(), block_crc32c })
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +151,7 @@ mod tests {
     #[test]
     fn frames_are_the_shards_cut_at_blocks_with_their_checksums() {
         let (data, parity) = (4, 2);
+        let buffers = Buffers::default();
         for length in [4 * BLOCK_SIZE, 4 * BLOCK_SIZE + 1, 200 * BLOCK_SIZE + 77] {
             let stripe = Stripe::new(Redundancy::Coded { data, parity }, length as u64).unwrap();
             let bytes: Bytes = (0..length).map(|at| (at / 251) as u8).collect();
@@ -134,7 +160,7 @@ mod tests {
             let mut shards = vec![Vec::new(); (data + parity) as usize];
             for rows in runs(&stripe) {
                 for (shard, frame) in
-                    shards.iter_mut().zip(frames(&mut encoder, &packed, &stripe, &rows).unwrap())
+                    shards.iter_mut().zip(frames(&mut encoder, &packed, &stripe, &rows, &buffers).unwrap())
                 {
                     let Some(frame) = frame else { continue };
                     assert!(frame.data.len() <= MAX_FRAME_DATA && shard.len() % BLOCK_SIZE == 0);

@@ -117,13 +117,16 @@ impl Layout {
             Some(encoder) => encoder,
             none => none.insert(Encoder::new(*stripe)?),
         };
-        let parity = encoder.encode(&rows, |block| {
+        let block = |block| {
             let (shard, row) = stripe.place_of(block);
             parts[&shard].within(stripe, shard, &(row..row + 1))
-        })?;
+        };
+        let mut parity =
+            vec![Vec::with_capacity(stripe.coded_length(&rows)); stripe.parity_shards() as usize];
+        encoder.encode(&rows, block, |shard, cell| parity[shard].extend_from_slice(cell))?;
         let data = (0..stripe.data_shards())
             .map(|shard| parts.remove(&shard).map_or_else(Bytes::new, |part| part.data));
-        Ok(Some(Truth { shards: data.chain(parity).collect() }))
+        Ok(Some(Truth { shards: data.chain(parity.into_iter().map(Bytes::from)).collect() }))
     }
 
     /// The chunk's bytes in a frame, in order.

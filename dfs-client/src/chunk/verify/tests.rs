@@ -7,7 +7,7 @@ use dfs_proto::meta::ShardPlan;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::chunk::{ChunkIo, PackedChunk};
+use crate::chunk::{ChunkIo, PackedChunk, lay_out};
 use crate::testing::{CLUSTER, FakeMeta, FakeNode, Fault, cluster};
 
 /// A chunk that was written whole.
@@ -29,10 +29,11 @@ impl Written {
             length: length as u64,
             redundancy: redundancy.into(),
             shards: shards.collect(),
+            encoding: None,
         };
         let sha256 = Sha256::digest(&data).to_vec();
         let io = ChunkIo::new(Arc::clone(&meta) as _, CLUSTER, Labels::default());
-        io.put(&PackedChunk::new(vec![data.into()]), &plan).await.unwrap();
+        io.put(&PackedChunk::new(lay_out(vec![data.into()])), &plan).await.unwrap();
         Self { _meta: meta, nodes, plan, sha256 }
     }
 
