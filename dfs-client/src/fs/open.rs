@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use dfs_proto::meta::{Create, Open, PlanReply, request};
+use dfs_proto::meta::{Create, GetAttr, Open, PlanReply, request};
 use dfs_proto::{Attr, Code, Failure, FileKind, Ino, Name};
 
 use super::handles::{Handle, HandleId};
@@ -55,6 +55,11 @@ impl FileSystem {
         options: OpenOptions,
     ) -> Result<(Arc<OpenInode>, Entered, Attr), Failure> {
         let (entered, _) = self.mounted.inodes.enter(ino).await;
+        if options.truncate && !self.keys.names().is_empty() {
+            // The server knows the names of our keys, not whether one was rotated: what can't be written is not thrown away.
+            let op = request::Op::GetAttr(GetAttr { ino: ino.0 });
+            self.check_key(&answers::attr(self.session.read(op).await?)?).await?;
+        }
         if options.truncate
             && let Some(open) = self.mounted.inodes.get(ino)
             && let Some(data) = &open.data
