@@ -1,14 +1,16 @@
 //! `dfs-admin info`: where one file's bytes are: its inode, attributes, class, extents, chunks, and the nodes that hold
 //! them. It only reads, and needs no session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use dfs_proto::common::FileKind;
 use dfs_proto::limits::{MAX_FILE_SIZE, MAX_PLAN_EXTENTS};
-use dfs_proto::meta::{ChunkPlan, Extent, GetAttr, PathOf, Plan, ReadLink, reply, request};
-use dfs_proto::{Attr, Ino};
+use dfs_proto::meta::{
+    ChunkPlan, Compression, Extent, GetAttr, GetDataKey, PathOf, Plan, ReadLink, reply, request,
+};
+use dfs_proto::{Attr, Code, Ino};
 use serde_json::{Value, json};
 
 use crate::locate::locate;
@@ -19,6 +21,8 @@ use crate::server::{Server, unexpected};
 const SHOWN: usize = 100;
 /// Extents that are asked for in all: a file of more is told only in part, and says so.
 const MAX_EXTENTS: usize = 1 << 20;
+/// Data keys whose key is asked for: a file seldom has more than its own, and that of where it was copied from.
+const MAX_DATA_KEYS: usize = 16;
 
 /// Everything there is to know of one inode.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ struct Info {
     paths: Vec<Vec<u8>>,
     extents: Vec<Extent>,
     chunks: BTreeMap<u64, ChunkPlan>,
+    /// By data key the name of the key that it is encrypted with, for the first few.
+    keys: BTreeMap<u64, String>,
     complete: bool,
 }
 
@@ -57,7 +63,10 @@ async fn ask(server: &Server, ino: Ino) -> Result<Info> {
             reply::Result::Value(value) => info.target = Some(value.value.to_vec()),
             other => bail!(unexpected(&other)),
         },
-        FileKind::Regular => ask_extents(server, ino, &mut info).await?,
+        FileKind::Regular => {
+            ask_extents(server, ino, &mut info).await?;
+            ask_keys(server, &mut info).await?;
+        }
         _ => {}
     }
     Ok(info)
@@ -95,6 +104,49 @@ async fn ask_extents(server: &Server, ino: Ino, info: &mut Info) -> Result<()> {
         }
     }
     bail!("the file changes faster than its extents can be read: try again")
+}
+
+/// Which keys the chunks are encrypted with.
+async fn ask_keys(server: &Server, info: &mut Info) -> Result<()> {
+    let used: BTreeSet<u64> = info.chunks.values().filter_map(data_key).collect();
+    for id in used.into_iter().take(MAX_DATA_KEYS) {
+        match server.call(request::Op::GetDataKey(GetDataKey { id })).await {
+            Ok(reply::Result::DataKeys(found)) => {
+                info.keys.extend(found.data_keys.into_iter().map(|data_key| (data_key.id, data_key.key)));
+            }
+            Ok(other) => bail!(unexpected(&other)),
+            // The chunk went meanwhile, and its data key with it.
+            Err(failure) if failure.code == Code::NotFound => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What a chunk is encrypted with, if it is.
+fn data_key(chunk: &ChunkPlan) -> Option<u64> {
+    chunk.encoding.as_ref().map(|encoding| encoding.data_key).filter(|id| *id != 0)
+}
+
+/// How a chunk is compressed, if it is.
+fn compression(chunk: &ChunkPlan) -> Option<&'static str> {
+    let encoding = chunk.encoding.as_ref()?;
+    match Compression::try_from(encoding.compression) {
+        Ok(Compression::Uncompressed) => None,
+        Ok(Compression::Lz4) => Some("lz4"),
+        Ok(Compression::Zstd) => Some("zstd"),
+        Err(_) => Some("unknown"),
+    }
+}
+
+/// "zstd, encrypted with k".
+fn encoded(chunk: &ChunkPlan, info: &Info) -> String {
+    let encrypted = data_key(chunk).map(|id| match info.keys.get(&id) {
+        Some(key) => format!("encrypted with {key}"),
+        None => format!("encrypted with data key {id}"),
+    });
+    let parts: Vec<String> = compression(chunk).map(str::to_owned).into_iter().chain(encrypted).collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
 fn kind_name(attr: &Attr) -> &'static str {
@@ -147,11 +199,13 @@ fn tables(info: &Info) -> String {
     text += &table(&["offset", "length", "chunk", "chunk offset"], &[0, 1, 2, 3], extents);
     let chunk = |chunk: &ChunkPlan| {
         let nodes: Vec<String> = chunk.shards.iter().map(|shard| node_name(shard.node.as_ref())).collect();
-        vec![chunk.chunk.to_string(), chunk.length.to_string(), chunk.redundancy.clone(), nodes.join(", ")]
+        let numbers = [chunk.chunk, chunk.content_length(), chunk.length].map(|number| number.to_string());
+        let words = [chunk.redundancy.clone(), encoded(chunk, info), nodes.join(", ")];
+        numbers.into_iter().chain(words).collect()
     };
     let chunks = info.chunks.values().take(SHOWN).map(chunk).collect();
     text += &format!("  chunks    {}\n", count(info.chunks.len(), info.complete));
-    text + &table(&["chunk", "length", "kept as", "nodes"], &[0, 1], chunks)
+    text + &table(&["chunk", "content", "stored", "kept as", "encoded", "nodes"], &[0, 1, 2], chunks)
 }
 
 fn count(count: usize, complete: bool) -> String {
@@ -186,7 +240,11 @@ fn json(info: &Info) -> Value {
             json!({ "index": shard.index, "node": node.node, "address": node.address, "host": host })
         };
         let shards: Vec<Value> = chunk.shards.iter().map(shard).collect();
-        json!({ "chunk": chunk.chunk, "length": chunk.length, "redundancy": chunk.redundancy, "shards": shards })
+        json!({
+            "chunk": chunk.chunk, "length": chunk.length, "content_length": chunk.content_length(),
+            "redundancy": chunk.redundancy, "compression": compression(chunk), "data_key": data_key(chunk),
+            "key": data_key(chunk).and_then(|id| info.keys.get(&id)), "shards": shards,
+        })
     };
     json!({
         "inode": attr.ino, "kind": kind_name(attr), "mode": attr.mode, "uid": attr.uid, "gid": attr.gid,
@@ -203,7 +261,7 @@ fn json(info: &Info) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use dfs_proto::meta::ShardPlan;
+    use dfs_proto::meta::{Encoding, ShardPlan};
     use dfs_proto::{Labels, NodeAddress};
 
     use super::*;
@@ -220,6 +278,7 @@ mod tests {
             length: 5,
             redundancy: "replicated:3".into(),
             shards: vec![ShardPlan { index: 0, node: Some(node) }],
+            encoding: None,
         };
         let info = Info {
             attr: Attr { ino: 12, kind: FileKind::Regular.into(), mode: 0o644, size: 5, ..Attr::default() },
@@ -238,5 +297,51 @@ mod tests {
         assert_eq!(json["extents"][0]["chunk"], 41);
         assert_eq!(json["chunks"][0]["shards"][0]["node"], 3);
         assert_eq!(json["paths"], json!(["/a", "/b"]));
+    }
+
+    #[test]
+    fn how_a_chunk_is_encoded_is_told() {
+        let chunk = |chunk, compression: Compression, data_key| ChunkPlan {
+            chunk,
+            length: 350,
+            encoding: Some(Encoding {
+                length: 1000,
+                compression: compression.into(),
+                data_key,
+                ..Encoding::default()
+            }),
+            ..ChunkPlan::default()
+        };
+        let chunks = [
+            chunk(1, Compression::Zstd, 7),
+            chunk(2, Compression::Uncompressed, 8),
+            chunk(3, Compression::Lz4, 0),
+            ChunkPlan { chunk: 4, length: 350, ..ChunkPlan::default() },
+        ];
+        let info = Info {
+            attr: Attr { kind: FileKind::Regular.into(), ..Attr::default() },
+            chunks: chunks.clone().into_iter().map(|chunk| (chunk.chunk, chunk)).collect(),
+            keys: BTreeMap::from([(7, "team".to_owned())]),
+            ..Info::default()
+        };
+        let told = ["zstd, encrypted with team", "encrypted with data key 8", "lz4", "-"];
+        assert_eq!(chunks.map(|chunk| encoded(&chunk, &info)), told);
+        let text = text(Path::new("/mnt/a"), &info);
+        assert!(text.contains("1000") && text.contains("350") && text.contains(told[0]), "{text}");
+        let json = json(&info);
+        assert_eq!((&json["chunks"][0]["key"], &json["chunks"][0]["data_key"]), (&"team".into(), &7.into()));
+        assert_eq!(
+            (&json["chunks"][0]["length"], &json["chunks"][0]["content_length"]),
+            (&350.into(), &1000.into())
+        );
+        assert_eq!(
+            (&json["chunks"][1]["key"], &json["chunks"][1]["compression"]),
+            (&Value::Null, &Value::Null)
+        );
+        assert_eq!(
+            (&json["chunks"][2]["compression"], &json["chunks"][2]["data_key"]),
+            (&"lz4".into(), &Value::Null)
+        );
+        assert_eq!(json["chunks"][3]["content_length"], 350);
     }
 }
