@@ -7,6 +7,7 @@ use clap::Subcommand;
 use dfs_proto::meta::{CheckClass, ClassStatus, GetAttr, reply, request};
 use dfs_proto::{Class, Code, Failure, Redundancy};
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::find;
@@ -25,7 +26,7 @@ pub enum Verb {
     Set {
         /// A directory on a mount
         path: PathBuf,
-        /// replicated:N, ec:K+M or auto, and ,zone=NAME
+        /// replicated:N, ec:K+M or auto; then ,compress=lz4 or zstd ,encrypt=KEY ,zone=NAME
         class: String,
     },
     /// Tell the class of a file or directory
@@ -61,8 +62,14 @@ async fn set(meta: Option<&str>, path: &Path, text: &str) -> Result<()> {
             path.display()
         );
     }
-    rustix::fs::setxattr(path, Class::XATTR, class.to_string().as_bytes(), XattrFlags::empty())
-        .with_context(|| format!("give {} the class {class}", path.display()))
+    let set = rustix::fs::setxattr(path, Class::XATTR, class.to_string().as_bytes(), XattrFlags::empty());
+    if let (Err(Errno::NOKEY), Some(key)) = (set, &class.key) {
+        bail!(
+            "the mount of {} lacks the key {key:?} as it is now: mount anew with -o key={key}:FILE",
+            path.display()
+        );
+    }
+    set.with_context(|| format!("give {} the class {class}", path.display()))
 }
 
 async fn get(meta: Option<&str>, path: &Path) -> Result<()> {

@@ -50,6 +50,9 @@ pub struct Options {
     /// Mount options, as for mount(8)
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Option<String>,
+    /// A directory with keys in files named after them, for the mount
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
 }
 
 /// Prints a line. Who closed our output does not stop the cluster.
@@ -160,10 +163,7 @@ impl Cluster {
         }
 
         let source = format!("{address}:/");
-        let all = match options.options.as_deref() {
-            Some(more) if !more.is_empty() => format!("foreground,{more}"),
-            _ => "foreground".to_owned(),
-        };
+        let all = mount_options(options)?;
         let args = arguments([&source, &self.mountpoint, &"-o", &all]);
         let point = self.mountpoint.display().to_string();
         let is_mounted = |line: &str| line.contains("mounted").then(|| point.clone());
@@ -286,6 +286,23 @@ impl Child {
     }
 }
 
+fn mount_options(options: &Options) -> Result<String> {
+    let mut all = "foreground".to_owned();
+    if let Some(directory) = &options.keys {
+        let directory =
+            directory.canonicalize().with_context(|| format!("find the keys in {}", directory.display()))?;
+        // In quotes a comma is part of a name.
+        let directory = directory.to_str().filter(|path| !path.contains('"'));
+        let directory = directory
+            .context("the name of the directory with the keys has characters that an option can't")?;
+        all += &format!(",\"keys={directory}\"");
+    }
+    if let Some(more) = options.options.as_deref().filter(|more| !more.is_empty()) {
+        all += &format!(",{more}");
+    }
+    Ok(all)
+}
+
 /// Unmounts, or detaches a mount that is in use, and waits for its daemon.
 fn unmount(mountpoint: &Path, mount: &mut Child) -> bool {
     let deadline = Instant::now() + BUSY;
@@ -381,6 +398,23 @@ mod tests {
         let made: std::collections::BTreeSet<PathBuf> =
             (0..5).map(|_| fresh_directory(parent.path()).unwrap()).collect();
         assert_eq!(made.len(), 5);
+    }
+
+    #[test]
+    fn the_mount_is_told_its_options() {
+        let directory = tempfile::Builder::new().prefix("a,b").tempdir().unwrap();
+        let plain = Options { mountpoint: "/mnt".into(), data: None, chunks: 3, options: None, keys: None };
+        assert_eq!(mount_options(&plain).unwrap(), "foreground");
+        let all = Options {
+            keys: Some(directory.path().into()),
+            options: Some("ro,noatime".into()),
+            ..plain.clone()
+        };
+        let path = directory.path().canonicalize().unwrap();
+        let expected = format!("foreground,\"keys={}\",ro,noatime", path.display());
+        assert_eq!(mount_options(&all).unwrap(), expected);
+        let missing = Options { keys: Some(directory.path().join("none")), ..plain };
+        assert!(mount_options(&missing).unwrap_err().to_string().contains("find the keys"));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`report`] | the cluster's health, judged |
 //! | [`info`] | where one file's bytes are |
 //! | [`class`] | how directories are kept |
+//! | [`key`] | keys that directories are encrypted with |
 //! | [`verify`] | whether all shards are what was written; the digest of a tree |
 //! | `locate` | which inode a path means |
 //! | [`find`] | finds the metadata server |
@@ -21,6 +22,7 @@ pub mod daemon;
 pub mod dev;
 pub mod find;
 pub mod info;
+pub mod key;
 mod locate;
 pub mod mounts;
 pub mod print;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use dfs_admin::{class, dev, info, status, verify};
+use dfs_admin::{class, dev, info, key, status, verify};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// Looks after a dfs cluster
@@ -20,7 +20,7 @@ struct Arguments {
 #[derive(Debug, clap::Args)]
 struct Meta {
     /// The metadata servers: HOST[:PORT][,HOST[:PORT]]. By default the one on this machine
-    #[arg(long, env = "DFS_META", value_name = "ADDRESS")]
+    #[arg(long, env = "DFS_META", value_name = "ADDRESS", global = true)]
     meta: Option<String>,
 }
 
@@ -52,6 +52,13 @@ enum Verb {
         meta: Meta,
         #[command(subcommand)]
         verb: class::Verb,
+    },
+    /// Make, see and change the keys that directories are encrypted with
+    Key {
+        #[command(flatten)]
+        meta: Meta,
+        #[command(subcommand)]
+        verb: key::Verb,
     },
     /// Verify every shard, and tell the digest of a tree: exit code 0 good, 1 some shard is bad or lost but every chunk can
     /// be read, 2 something can't be read or could not be checked
@@ -100,6 +107,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Verb::Class { meta, verb } => {
             runtime.block_on(class::run(meta.meta.as_deref(), &verb))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Key { meta, verb } => {
+            runtime.block_on(key::run(meta.meta.as_deref(), &verb))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Verify { meta, options } => Ok(runtime.block_on(verify::run(meta.meta.as_deref(), &options))),

@@ -1,4 +1,4 @@
-//! A caller of the metadata server without a session: for administrators, who only read, and tell of bad shards.
+//! A caller of the metadata server without a session: for administrators, who read, and change what needs no session.
 //!
 //! Every call has a deadline, and an address that does not answer is told with a sentence. Several addresses are tried
 //! in order.
@@ -57,7 +57,8 @@ impl Server {
         &self.address
     }
 
-    /// One operation that changes nothing, or nothing that a repeat would change once more. An error in the reply is the failure returned.
+    /// One operation that needs no session: one that changes nothing, or nothing more when it is asked for again. An error in
+    /// the reply is the failure returned.
     pub async fn call(&self, op: request::Op) -> Result<reply::Result, Failure> {
         match self.exchange(op).await? {
             reply::Result::Error(error) => Err(error.into()),

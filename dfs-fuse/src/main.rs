@@ -19,6 +19,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use daemon::{Exit, Refusal, Side};
+use dfs_client::keys::KeyFiles;
 use options::{Mount, Request};
 
 const USAGE: &str = "\
@@ -38,6 +39,8 @@ Options:
   log_level=LEVEL      error, warn, info, debug or trace, or a tracing filter
   cache=SIZE           memory for file data that may be read again, such as 512M
   dirty=SIZE           memory for written data that waits for upload
+  key=NAME:FILE        a key of the cluster and the file with it, absolute; may be repeated
+  keys=DIRECTORY       keys in files named after them
   host=, rack=, zone=  where this machine is: near copies are read first
 
   -f  check everything, mount nothing      -s  pass over unknown options
@@ -79,6 +82,12 @@ fn mount_it(request: &Mount) -> Result<(), Refusal> {
     let target = mount::prepare(&request.target, &request.source.text).map_err(Refusal::mount)?;
     if request.fake {
         return Ok(());
+    }
+    if request.keys != KeyFiles::default() {
+        // Keys in this process's memory must not end up in a core dump. The background process inherits it; it reads them
+        // before the command returns.
+        nix::sys::prctl::set_dumpable(false)
+            .map_err(|errno| Refusal::system("keep the keys out of core dumps", errno))?;
     }
     if request.foreground {
         log::start(request).map_err(Refusal::mount)?;

@@ -110,8 +110,8 @@ fn settings(request: &Mount, target: &Path, cache: &KernelCache) -> Settings {
     Settings {
         session: SessionSettings { metas: request.source.servers.clone(), client, timeout: request.timeout },
         data,
-        keys: Default::default(),
         subdir: request.source.subdirectory_path(),
+        keys: request.keys.clone(),
         // `ro` is the kernel's to enforce, so that a remount can change it.
         read_only: false,
         sync: request.flags.sync,

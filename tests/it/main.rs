@@ -3,6 +3,7 @@
 mod classes;
 mod crash;
 mod failure;
+mod keys;
 mod library;
 mod locks;
 mod model;

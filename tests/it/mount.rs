@@ -92,6 +92,31 @@ fn a_line_of_fstab_is_enough() {
 }
 
 #[test]
+fn keys_are_given_as_any_option_is() {
+    let cluster = Cluster::start();
+    let admin = format!("{} ", programs::program("dfs-admin").display());
+    let text = "
+        ADMIN key --meta ${S%:/} create k --file $M/../k.key >/dev/null
+        cp -p $M/../k.key \"$M/../a,b.key\"
+        mount -t fuse.dfs $S $M -o noatime,key=k:$M/../k.key,sync
+        mkdir $M/d && ADMIN class set $M/d replicated:2,encrypt=k && echo hello > $M/d/file
+        umount $M
+        mount -t fuse.dfs $S $M
+        ! cat $M/d/file 2>/dev/null && test $(stat -c %s $M/d/file) = 6
+        umount $M
+        echo \"$S $M fuse.dfs _netdev,key=\\\"k:$M/../a,b.key\\\",noauto,ro 0 0\" > $M/../fstab
+        mount --fstab $M/../fstab $M
+        cat $M/d/file
+        umount $M
+        head -c 32 /dev/zero > $M/../k.key
+        mount -t fuse.dfs $S $M -o key=k:$M/../k.key && exit 1 || test $? = 32
+        ! mountpoint -q $M";
+    let told = succeed(&cluster, &text.replace("ADMIN ", &admin));
+    assert!(told.starts_with("hello\n"), "{told}");
+    assert!(told.contains("that is not the key \"k\": these bytes are another key"), "{told}");
+}
+
+#[test]
 fn options_are_honoured() {
     let cluster = Cluster::start();
     let text = "

@@ -324,7 +324,13 @@ fn a_development_cluster_runs_tells_and_stops() {
     drop(dev);
 
     // The same directory again: the files are there. Ctrl-C while somebody is inside detaches the mount.
-    let mut dev = Dev::start(directory.path(), &["--chunks", "4", "-o", "noatime"]);
+    let keys = directory.path().join("keys, some");
+    fs::create_dir(&keys).unwrap();
+    fs::write(keys.join("unknown"), "x").unwrap();
+    let options = ["--chunks", "4", "-o", "noatime", "--keys", keys.to_str().unwrap()];
+    let mut dev = Dev::start(directory.path(), &options);
+    let log = fs::read_to_string(directory.path().join("data/log/dfs-fuse.log")).unwrap();
+    assert!(log.contains("a key is left out") && log.contains("\"unknown\""), "{log}");
     assert_eq!(fs::read_to_string(dev.mount.join("file")).unwrap(), "kept");
     let inside = fs::File::open(dev.mount.join("file")).unwrap();
     dev.signal(Signal::SIGINT);

@@ -16,6 +16,8 @@
 //! | [`disks`] | small disks, and damage to what lies on them |
 //! | [`invariants`] | what must hold of a cluster at any quiet moment |
 //! | [`sources`] | a source tree to do real work on |
+//! | [`search`] | secrets looked for where they must not be |
+//! | [`terminal`] | a program that asks people |
 //! | [`watchdog`] | the bound on a whole test |
 //! | [`keeper`] | the thread that all child processes belong to |
 
@@ -33,7 +35,9 @@ pub mod operation;
 pub mod posix_target;
 pub mod programs;
 pub mod random;
+pub mod search;
 pub mod sources;
+pub mod terminal;
 pub mod tree;
 pub mod watchdog;
 

@@ -1,20 +1,23 @@
 //! Where keys come from: files of their own, or a directory of files named after them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use dfs_proto::class::check_key_name;
 use dfs_proto::{Code, Failure};
 
-use super::master::Secret;
+use super::master::{self, Secret};
 
 /// The longest file with a key or a passphrase, in bytes.
 const MAX_SECRET: usize = 4096;
 /// Permission bits that a file with a secret must not have: those of the group and of others.
 const TOO_OPEN: u32 = 0o077;
+
+/// The permissions of a file with a secret that is made here.
+const SECRET_MODE: u32 = 0o600;
 
 /// Which keys a mount is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +79,32 @@ pub fn read_secret(path: &Path) -> Result<Secret, Failure> {
     Ok(secret)
 }
 
+/// A fresh key in a file of its own, which is durable when this returns, and its owner's alone. EXISTS when there is a file
+/// of that name: it is left as it is.
+pub fn create_secret(path: &Path) -> Result<Secret, Failure> {
+    let failed = |error: io::Error| {
+        let code = match error.kind() {
+            io::ErrorKind::AlreadyExists => Code::Exists,
+            _ => Code::InputOutput,
+        };
+        Failure::new(code, format!("the key file {} cannot be made: {error}", path.display()))
+    };
+    let secret = master::fresh_secret()?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(SECRET_MODE).open(path).map_err(failed)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = file
+        .write_all(&secret)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| File::open(directory)?.sync_all());
+    written.map_err(|error| {
+        // Nobody has used it yet, and a part of a key would be in the way of another attempt.
+        let _ = std::fs::remove_file(path);
+        failed(error)
+    })?;
+    Ok(secret)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
@@ -99,6 +128,20 @@ mod tests {
         assert!(
             read_secret(&directory.path().join("none")).is_err() && read_secret(directory.path()).is_err()
         );
+    }
+
+    #[test]
+    fn a_fresh_key_is_in_a_file_that_was_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("k");
+        let secret = create_secret(&path).unwrap();
+        assert_eq!((secret.len(), &*read_secret(&path).unwrap()), (32, &*secret));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(create_secret(&path).unwrap_err().code, Code::Exists);
+        assert_eq!(*read_secret(&path).unwrap(), *secret, "it is left as it is");
+        assert_ne!(*create_secret(&directory.path().join("j")).unwrap(), *secret);
+        let nowhere = create_secret(&directory.path().join("none/k")).unwrap_err();
+        assert!(nowhere.code == Code::InputOutput && nowhere.message.contains("none/k"), "{nowhere}");
     }
 
     #[test]

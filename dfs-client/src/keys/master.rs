@@ -49,9 +49,19 @@ fn no_key(message: String) -> Failure {
 
 fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes)
-        .map_err(|_| Failure::new(Code::InputOutput, "the operating system gives no random bytes"))?;
+    rand::fill(&mut bytes).map_err(|_| no_random_bytes())?;
     Ok(bytes)
+}
+
+fn no_random_bytes() -> Failure {
+    Failure::new(Code::InputOutput, "the operating system gives no random bytes")
+}
+
+/// The bytes of a key that did not exist before.
+pub(super) fn fresh_secret() -> Result<Secret, Failure> {
+    let mut secret = Secret::new(vec![0; KEY_LENGTH]);
+    rand::fill(&mut secret).map_err(|_| no_random_bytes())?;
+    Ok(secret)
 }
 
 /// 32 bytes from a secret, for one purpose.
@@ -169,8 +179,8 @@ impl DataKey {
         Ok(Self(key))
     }
 
-    /// The secret itself.
-    pub(crate) fn expose(&self) -> &[u8; KEY_LENGTH] {
+    /// The secret itself: to derive from, and for tests to look for where it must not be.
+    pub fn expose(&self) -> &[u8; KEY_LENGTH] {
         &self.0
     }
 }

@@ -16,7 +16,7 @@ use dfs_proto::meta::{self, GetDataKey, ListKeys, reply, request};
 use dfs_proto::{Code, Failure};
 use lru::LruCache;
 
-pub use files::{KeyFiles, read_secret};
+pub use files::{KeyFiles, create_secret, read_secret};
 pub(crate) use master::derive;
 pub use master::{DataKey, KEY_LENGTH, MasterKey, Secret};
 

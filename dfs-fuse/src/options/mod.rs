@@ -10,7 +10,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dfs_client::keys::KeyFiles;
 use dfs_proto::Labels;
+use dfs_proto::class::check_key_name;
 
 use crate::source::Source;
 
@@ -66,6 +68,8 @@ pub(crate) struct Mount {
     pub(crate) cache_bytes: Option<u64>,
     /// Bytes of written data that may wait for upload; `None`: the client's default.
     pub(crate) dirty_bytes: Option<u64>,
+    /// The files with the keys that it is given.
+    pub(crate) keys: KeyFiles,
     /// Where this machine is: near copies are read first. Without a host, the machine's name is taken.
     pub(crate) labels: Labels,
     /// Check everything, mount nothing (`-f`).
@@ -137,6 +141,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, root: bool) -
         log_level: "info".to_owned(),
         cache_bytes: None,
         dirty_bytes: None,
+        keys: KeyFiles::default(),
         labels: Labels::default(),
         fake: command.fake,
     };
@@ -221,6 +226,12 @@ fn apply_value(mount: &mut Mount, name: &str, value: &str) -> Result<Known, Stri
         "log_level" => return Err("log_level= needs a level: error, warn, info, debug or trace".to_owned()),
         "cache" => mount.cache_bytes = Some(parse_size(name, value)?),
         "dirty" => mount.dirty_bytes = Some(parse_size(name, value)?),
+        "key" => {
+            let (name, file) = parse_key(value)?;
+            mount.keys.files.insert(name, file);
+        }
+        "keys" if value.starts_with('/') => mount.keys.directory = Some(PathBuf::from(value)),
+        "keys" => return Err(format!("keys={value} is not the absolute path of a directory")),
         "host" | "rack" | "zone" if value.is_empty() => return Err(format!("{name}= needs a name")),
         "host" => mount.labels.host = value.to_owned(),
         "rack" => mount.labels.rack = value.to_owned(),
@@ -237,6 +248,15 @@ fn set_atime(mount: &mut Mount, atime: Atime) {
     mount.atime = atime;
     mount.flags.no_atime = atime == Atime::Never;
     mount.flags.strict_atime = atime == Atime::Strict;
+}
+
+/// A key's name and the file that it is in.
+fn parse_key(value: &str) -> Result<(String, PathBuf), String> {
+    let Some((name, file)) = value.split_once(':').filter(|(_, file)| file.starts_with('/')) else {
+        return Err(format!("key={value} is not NAME:FILE with an absolute path"));
+    };
+    check_key_name(name).map_err(|failure| format!("key={value}: {failure}"))?;
+    Ok((name.to_owned(), PathBuf::from(file)))
 }
 
 /// A number of bytes, with K, M, G or T for powers of 1024.

@@ -116,6 +116,20 @@ fn options_with_values() {
 }
 
 #[test]
+fn keys_are_files_by_name_and_a_directory() {
+    assert_eq!(mount("meta:/ /mnt").keys, KeyFiles::default());
+    let keys = with("key=a:/etc/dfs/a.key,ro,key=b-1:/x:y,keys=/etc/dfs/keys,key=a:/later").keys;
+    let files = [("a", "/later"), ("b-1", "/x:y")].map(|(name, file)| (name.to_owned(), PathBuf::from(file)));
+    assert_eq!(keys.files, files.into());
+    assert_eq!(keys.directory, Some(PathBuf::from("/etc/dfs/keys")));
+    assert_eq!(
+        with("\"key=a:/x,y\"").keys.files["a"],
+        PathBuf::from("/x,y"),
+        "a comma in quotes, as in fstab"
+    );
+}
+
+#[test]
 fn what_everybody_is_handed_is_passed_over() {
     let options = "defaults,_netdev,auto,noauto,nofail,nouser,x-systemd.automount,\
                    x-systemd.mount-timeout=30,X-mount.mkdir,comment=anything,comment,silent,uhelper=x,helper=x,\
@@ -150,6 +164,7 @@ fn unknown_options_are_refused_by_name() {
         ("foreground=1", "\"foreground\""),
         ("timeout", "\"timeout\""),
         ("cache", "\"cache\""),
+        ("key", "\"key\""),
         ("acl", "\"acl\""),
         ("context=\"a,b\"", "\"context\""),
         ("RO", "\"RO\""),
@@ -181,6 +196,16 @@ fn wrong_values_are_refused_by_name() {
         "dirty=1Q",
         "host=",
         "zone=",
+        "key=",
+        "key=/etc/dfs/a.key",
+        "key=a",
+        "key=a:",
+        "key=a:relative",
+        "key=:/a.key",
+        "key=none:/a.key",
+        "key=.a:/a.key",
+        "keys=",
+        "keys=relative",
     ] {
         let told = refusal(&format!("meta:/ /mnt -o {bad}"));
         let name = bad.split('=').next().unwrap();
