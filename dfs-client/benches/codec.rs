@@ -75,7 +75,10 @@ fn encode(stripe: &Stripe, blocks: &[&[u8]]) -> [f64; 3] {
         for rows in &runs {
             let length = stripe.coded_length(rows);
             let mut frames: Vec<Buffer> = (0..parity).map(|_| buffers.take(length)).collect();
-            encoder.encode(rows, block, |shard, cell| frames[shard].put(cell)).expect("parity");
+            let put = |shard: usize, cell: &[u8]| {
+                frames[shard].put(cell);
+            };
+            encoder.encode(rows, block, put).expect("parity");
             black_box(frames.into_iter().map(Buffer::freeze).collect::<Vec<_>>());
         }
     };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use dfs_client::buffers::Buffers;
 use dfs_client::encoding::{Decoder, Manner};
 use dfs_client::keys::DataKey;
 use dfs_proto::limits::MAX_FRAME_DATA;
@@ -28,15 +29,17 @@ fn main() {
         ("zstd", Compression::Zstd, None),
         ("zstd, encrypt", Compression::Zstd, encrypted()),
     ];
+    let buffers = Buffers::default();
     println!("{:14} {:6} {:>12} {:>12} {:>8}", "manner", "of", "encode MB/s", "decode MB/s", "stored");
     for (name, compression, data_key) in manners {
         let manner = Manner { compression, data_key };
         for (what, content) in [("noise", noise(CONTENT)), ("text", text(CONTENT))] {
             let frames: Vec<Bytes> = content.chunks(MAX_FRAME_DATA).map(Bytes::copy_from_slice).collect();
             let encode = rate(|| {
-                black_box(manner.encode(&frames).expect("encoded"));
+                black_box(manner.encode(&frames, &buffers).expect("encoded"));
             });
-            let (stored, encoding) = manner.encode(&frames).expect("encoded");
+            let (stored, encoding) = manner.encode(&frames, &buffers).expect("encoded");
+            let stored = stored.concat();
             let key = manner.data_key.as_ref().map(|(_, key)| &**key);
             let decode = rate(|| {
                 let mut blocks = 0..0;

@@ -7,13 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use dfs_proto::limits::BLOCK_SIZE;
 
-/// What is kept for later, at most: a few runs of a coded chunk. What is in use is bounded by who uses it.
-const KEPT_BYTES: usize = 16 * 1024 * 1024;
+/// What is kept for later, at most: an encoded chunk, and a few runs of a coded one. What is in use is bounded by who uses it.
+const KEPT_BYTES: usize = 32 * 1024 * 1024;
 /// Smaller ones aren't kept: fresh ones are cheap, and looking through very many would not be.
 const KEPT_FROM: usize = BLOCK_SIZE;
-/// A longer copy is made in such steps. What is copied here was just computed, so that it is in the processor's cache; the
-/// instruction that C libraries use for long copies is made for memory, and slower there.
-const COPIED_AT_ONCE: usize = 2048;
 
 /// Where buffers are taken from and come back to. Clones share what they keep.
 #[derive(Clone, Debug, Default)]
@@ -73,9 +70,16 @@ impl Buffers {
 }
 
 impl Buffer {
-    /// Appends.
-    pub fn put(&mut self, bytes: &[u8]) {
-        bytes.chunks(COPIED_AT_ONCE).for_each(|bytes| self.data.extend_from_slice(bytes));
+    /// Appends; what was appended.
+    pub fn put(&mut self, bytes: &[u8]) -> &mut [u8] {
+        let start = self.data.len();
+        self.data.extend_from_slice(bytes);
+        &mut self.data[start..]
+    }
+
+    /// Bytes in it.
+    pub fn length(&self) -> usize {
+        self.data.len()
     }
 
     /// What was put, not to be changed any more.

@@ -16,6 +16,7 @@ use dfs_tests::fsx;
 use dfs_tests::mounted::Mount;
 use dfs_tests::operation::Data;
 use dfs_tests::posix_target::PosixTarget;
+use dfs_tests::programs;
 use dfs_tests::random::{Run, seed};
 
 const BLOCK: usize = 64 * 1024;
@@ -35,12 +36,22 @@ fn set_class(directory: &Path, class: &str) {
     succeed(Command::new("setfattr").args(["-n", "dfs.class", "-v", class]).arg(directory));
 }
 
-/// Six chunk daemons, and a mount whose root is of the class.
+/// Six chunk daemons and a key, which all mounts have, and a mount whose root is of the class.
 fn cluster_of(class: &str) -> (Cluster, Mount) {
     let cluster = Cluster::with().chunks(6).start();
-    let mount = cluster.mount();
+    let create = ["key", "create", "k", "--meta", cluster.address(), "--file"];
+    succeed(Command::new(programs::program("dfs-admin")).args(create).arg(key_of(&cluster)));
+    let mount = mount(&cluster);
     set_class(mount.path(), class);
     (cluster, mount)
+}
+
+fn key_of(cluster: &Cluster) -> PathBuf {
+    cluster.directory().join("k.key")
+}
+
+fn mount(cluster: &Cluster) -> Mount {
+    cluster.mount_with("/", &format!("key=k:{}", key_of(cluster).display()))
 }
 
 #[test]
@@ -79,8 +90,14 @@ fn a_class_is_inherited_and_shown_and_unknown_ones_are_refused() {
 
 #[test]
 fn as_many_daemons_as_there_is_parity_die_while_files_are_written_and_read() {
-    let (cluster, mount) = cluster_of("ec:4+2");
-    let file = |number: u32| mount.join(format!("file-{number}"));
+    for class in ["ec:4+2", ENCODED] {
+        die_while_files_are_written_and_read(class);
+    }
+}
+
+fn die_while_files_are_written_and_read(class: &str) {
+    let (cluster, mounted) = cluster_of(class);
+    let file = |number: u32| mounted.join(format!("file-{number}"));
     let length = |number: u32| [3_000, 900_000, 2_500_001][number as usize % 3];
     for number in 0..12 {
         write_durably(&file(number), &bytes(number, length(number))).unwrap();
@@ -98,7 +115,7 @@ fn as_many_daemons_as_there_is_parity_die_while_files_are_written_and_read() {
         let reader = scope.spawn(|| {
             let mut rounds = 0;
             while !done.load(Ordering::Relaxed) || rounds < 3 {
-                let fresh = cluster.mount();
+                let fresh = mount(&cluster);
                 for number in 0..12 {
                     let read = fs::read(fresh.join(format!("file-{number}"))).expect("read all the same");
                     assert!(read == bytes(number, length(number)), "file {number}");
@@ -115,8 +132,8 @@ fn as_many_daemons_as_there_is_parity_die_while_files_are_written_and_read() {
         reader.join().expect("the reader");
         writer.join().expect("the writer")
     });
-    drop(mount);
-    let fresh = cluster.mount();
+    drop(mounted);
+    let fresh = mount(&cluster);
     for number in 0..written {
         let read = fs::read(fresh.join(format!("file-{number}"))).unwrap();
         assert!(read == bytes(number, length(number)), "file {number} with two daemons gone");
@@ -171,9 +188,15 @@ fn shard_files(cluster: &Cluster) -> BTreeMap<String, Vec<PathBuf>> {
 
 #[test]
 fn two_thousand_damaged_shards_give_the_right_bytes_or_an_error() {
-    const ROUNDS: usize = 20;
+    let damaged: usize = ["ec:4+2", ENCODED].map(damage_shards).iter().sum();
+    assert!(damaged >= 2000, "{damaged}");
+}
+
+/// How many shards were damaged.
+fn damage_shards(class: &str) -> usize {
+    const ROUNDS: usize = 10;
     const FILES: usize = 50;
-    let (cluster, mount) = cluster_of("ec:4+2");
+    let (cluster, mounted) = cluster_of(class);
     let mut run = Random(seed());
     let first_seed = run.0;
     let (mut damaged, mut beyond, mut failed) = (0, 0, 0);
@@ -184,7 +207,7 @@ fn two_thousand_damaged_shards_give_the_right_bytes_or_an_error() {
         let content = |number: usize| bytes((round * FILES + number) as u32, length(number));
         let name = |number: usize| format!("{round}-{number}");
         for number in 0..FILES {
-            write_durably(&mount.join(name(number)), &content(number)).unwrap();
+            write_durably(&mounted.join(name(number)), &content(number)).unwrap();
         }
         let chunks = shard_files(&cluster);
         let mut fresh: Vec<_> = chunks.iter().filter(|(chunk, _)| known.insert((*chunk).clone())).collect();
@@ -205,7 +228,7 @@ fn two_thousand_damaged_shards_give_the_right_bytes_or_an_error() {
                 damaged += 1;
             }
         }
-        let reader = cluster.mount();
+        let reader = mount(&cluster);
         for number in 0..FILES {
             match fs::read(reader.join(name(number))) {
                 Ok(read) => {
@@ -218,13 +241,16 @@ fn two_thousand_damaged_shards_give_the_right_bytes_or_an_error() {
             }
         }
     }
-    println!("{damaged} shards damaged, {failed} of {beyond} files with too many could not be read");
-    assert!(damaged >= 2000 && failed <= beyond, "{damaged} damaged, {failed} failed: seed {first_seed}");
+    println!("{class}: {damaged} shards damaged, {failed} of {beyond} files with too many could not be read");
+    assert!(failed <= beyond, "{damaged} damaged, {failed} failed: seed {first_seed}");
     assert!(failed > 0, "what is beyond repair is told so");
+    damaged
 }
 
+/// A class that does everything to what it stores.
+const ENCODED: &str = "ec:4+2,compress=zstd,encrypt=k";
 /// The classes that everything is tried with.
-const CLASSES: [&str; 3] = ["replicated:2", "ec:4+2", "auto"];
+const CLASSES: [&str; 4] = ["replicated:2", "ec:4+2", "auto", ENCODED];
 
 #[test]
 fn a_mount_of_each_class_agrees_with_the_model() {
@@ -244,8 +270,7 @@ fn a_mount_of_each_class_agrees_with_the_model() {
 
 #[test]
 fn fsx_finds_nothing_in_any_class() {
-    let cluster = Cluster::with().chunks(6).start();
-    let mount = cluster.mount();
+    let (cluster, mount) = cluster_of("replicated:3");
     let files = CLASSES.map(|class| {
         let directory = mount.join(class);
         fs::create_dir(&directory).unwrap();

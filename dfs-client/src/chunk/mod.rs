@@ -46,6 +46,11 @@ impl ChunkIo {
         }
     }
 
+    /// Memory for what is about to be written.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
     /// Nodes that failed this client some seconds ago: not to be chosen for new chunks.
     pub(crate) fn suspects(&self) -> Vec<u64> {
         self.nodes.suspects()

@@ -25,6 +25,7 @@ use super::ids::Kind;
 use super::inode::{InodeData, Keeping, Settled};
 use super::layers::{Take, TakenLayer};
 use super::packer::{Placement, pack};
+use crate::buffers::Buffers;
 use crate::chunk::{PackedChunk, lay_out};
 use crate::encoding::Manner;
 
@@ -232,7 +233,8 @@ impl Job {
             0 => None,
             id => Some((id, plane.keys.data_key(id).await?)),
         };
-        let packed = self.pack(Manner { compression: class.compression, data_key }).await?;
+        let manner = Manner { compression: class.compression, data_key };
+        let packed = self.pack(manner, plane.io.buffers().clone()).await?;
         let is_short = class.is_short(packed.chunk.length());
         let mut kind = Kind { class, is_short };
         let mut digest = None;
@@ -291,7 +293,7 @@ impl Job {
         Ok(Arc::new(ChunkPlan { length, encoding, shards, ..plan }))
     }
 
-    async fn pack(&self, manner: Manner) -> Result<Packed, Failure> {
+    async fn pack(&self, manner: Manner, buffers: Buffers) -> Result<Packed, Failure> {
         let (pieces, placements) = pack(self.layers.iter().map(|(_, layer)| &*layer.bytes));
         let length: usize = pieces.iter().map(Bytes::len).sum();
         let packing = move || {
@@ -300,8 +302,8 @@ impl Job {
             if manner.is_plain() {
                 return Ok(Packed { chunk: PackedChunk::new(frames), encoding: None, placements, cached });
             }
-            let (stored, encoding) = manner.encode(&frames)?;
-            let chunk = PackedChunk::new(lay_out(vec![stored]));
+            let (stored, encoding) = manner.encode(&frames, &buffers)?;
+            let chunk = PackedChunk::new(stored);
             Ok(Packed { chunk, encoding: Some(encoding), placements, cached })
         };
         if length <= INLINE_PACK_BYTES {

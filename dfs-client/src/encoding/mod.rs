@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use dfs_proto::encoding::{Index, Layout, put_entry};
-use dfs_proto::limits::BLOCK_SIZE;
+use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
 use dfs_proto::meta::{Compression, Encoding};
 use dfs_proto::{Code, Failure};
 
+use crate::buffers::{Buffer, Buffers};
 use crate::keys::DataKey;
 use cipher::{Cipher, Place, Sealer};
 use compress::Compressor;
@@ -32,45 +33,87 @@ impl Manner {
         self.compression == Compression::Uncompressed && self.data_key.is_none()
     }
 
-    /// Encodes a content, at most [`dfs_proto::limits::MAX_CONTENT_LENGTH`] bytes in frames of whole blocks but for the last.
-    pub fn encode(&self, frames: &[Bytes]) -> Result<(Bytes, Encoding), Failure> {
+    /// Encodes a content, at most [`dfs_proto::limits::MAX_CONTENT_LENGTH`] bytes in frames of whole blocks but for the last;
+    /// to frames of [`MAX_FRAME_DATA`] but for the last.
+    pub fn encode(&self, frames: &[Bytes], buffers: &Buffers) -> Result<(Vec<Bytes>, Encoding), Failure> {
         let length: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
         let mut compressor = Compressor::new(self.compression)?;
         let mut sealer = match &self.data_key {
             Some((_, data_key)) => Some(Sealer::new(data_key, length)?),
             None => None,
         };
-        let blocks = || frames.iter().flat_map(|frame| frame.chunks(BLOCK_SIZE));
-        let mut index = Vec::new();
-        let room = compressor.as_ref().map_or(0, |compressor| compressor.bound(BLOCK_SIZE));
-        // Nothing is stored longer than it is.
-        let mut stored = BytesMut::with_capacity(length as usize + room + blocks().count() * 20);
-        for block in blocks() {
-            let start = stored.len();
-            let compressed = match &mut compressor {
-                Some(compressor) => {
-                    stored.resize(start + compressor.bound(block.len()), 0);
-                    compressor.compress(block, &mut stored[start..])
-                }
-                None => None,
+        let mut compressed =
+            vec![0; compressor.as_ref().map_or(0, |compressor| compressor.bound(BLOCK_SIZE))];
+        let (mut index, mut stored) = (Vec::new(), Stored::new(buffers));
+        for block in frames.iter().flat_map(|frame| frame.chunks(BLOCK_SIZE)) {
+            let bytes = match compressor.as_mut().and_then(|by| by.compress(block, &mut compressed)) {
+                Some(length) => &compressed[..length],
+                None => block,
             };
-            stored.truncate(start + compressed.unwrap_or(0));
-            if compressed.is_none() {
-                stored.extend_from_slice(block);
-            }
-            let as_stored = &mut stored[start..];
-            let field = compressor.is_some().then_some(as_stored.len() as u32);
-            let tag = sealer.as_mut().map(|sealer| sealer.seal(block.len(), as_stored)).transpose()?;
+            let field = compressor.is_some().then_some(bytes.len() as u32);
+            let tag = stored.put(bytes, |bytes| {
+                sealer.as_mut().map(|sealer| sealer.seal(block.len(), bytes)).transpose()
+            })?;
             put_entry(&mut index, field, tag);
         }
-        stored.extend_from_slice(&index);
+        stored.put(&index, |_| Ok(()))?;
         let encoding = Encoding {
             length,
             compression: self.compression.into(),
             data_key: self.data_key.as_ref().map_or(0, |(id, _)| *id),
             salt: sealer.map(|sealer| sealer.salt().to_vec()).unwrap_or_default().into(),
         };
-        Ok((stored.freeze(), encoding))
+        Ok((stored.done(), encoding))
+    }
+}
+
+/// A chunk that is being put together, in frames.
+struct Stored<'a> {
+    buffers: &'a Buffers,
+    frames: Vec<Bytes>,
+    open: Buffer,
+}
+
+impl<'a> Stored<'a> {
+    fn new(buffers: &'a Buffers) -> Self {
+        Self { buffers, frames: Vec::new(), open: buffers.take(MAX_FRAME_DATA) }
+    }
+
+    /// Appends bytes after `change` was made to them.
+    fn put<T>(
+        &mut self,
+        bytes: &[u8],
+        change: impl FnOnce(&mut [u8]) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        if bytes.len() <= MAX_FRAME_DATA - self.open.length() {
+            let done = change(self.open.put(bytes))?;
+            self.end_full_frame();
+            return Ok(done);
+        }
+        let mut bytes = bytes.to_vec();
+        let done = change(&mut bytes)?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (part, more) = rest.split_at(rest.len().min(MAX_FRAME_DATA - self.open.length()));
+            self.open.put(part);
+            self.end_full_frame();
+            rest = more;
+        }
+        Ok(done)
+    }
+
+    fn end_full_frame(&mut self) {
+        if self.open.length() == MAX_FRAME_DATA {
+            let full = std::mem::replace(&mut self.open, self.buffers.take(MAX_FRAME_DATA));
+            self.frames.push(full.freeze());
+        }
+    }
+
+    fn done(mut self) -> Vec<Bytes> {
+        if self.open.length() > 0 {
+            self.frames.push(self.open.freeze());
+        }
+        self.frames
     }
 }
 

@@ -37,6 +37,16 @@ fn frames(content: &[u8]) -> Vec<Bytes> {
     content.chunks(MAX_FRAME_DATA).map(Bytes::copy_from_slice).collect()
 }
 
+/// What is stored of a content, in one piece.
+fn encode(manner: &Manner, content: &[u8]) -> (Vec<u8>, Encoding) {
+    let (stored, encoding) = manner.encode(&frames(content), &Buffers::default()).unwrap();
+    let (last, full) = stored.split_last().unwrap();
+    assert!(
+        full.iter().all(|frame| frame.len() == MAX_FRAME_DATA) && (1..=MAX_FRAME_DATA).contains(&last.len())
+    );
+    (stored.concat(), encoding)
+}
+
 fn index_of(decoder: &Decoder, stored: &[u8]) -> Result<Index, Failure> {
     let range = decoder.layout().index();
     decoder.layout().parse(&stored[range.start as usize..range.end as usize])
@@ -67,7 +77,7 @@ proptest! {
         let manner = manner(compression, is_encrypted.then(|| Arc::clone(&key)));
         prop_assume!(!manner.is_plain());
         let plain = content(length, salt);
-        let (stored, encoding) = manner.encode(&frames(&plain)).unwrap();
+        let (stored, encoding) = encode(&manner, &plain);
         prop_assert_eq!(encoding.length as usize, length);
         let decoder = Decoder::new(&encoding, stored.len() as u64, Some(&key)).unwrap();
         let blocks = decoder.layout().blocks();
@@ -78,7 +88,7 @@ proptest! {
         prop_assert!(decode(&decoder, &stored, 0..blocks).unwrap() == plain);
 
         // A bit somewhere: where it is encrypted nothing but an error comes of it.
-        let mut damaged = stored.to_vec();
+        let mut damaged = stored.clone();
         let at = flipped.index(damaged.len());
         damaged[at] ^= 1 << (salt % 8);
         match decode(&decoder, &damaged, 0..blocks) {
@@ -98,12 +108,12 @@ fn neither_swapped_nor_older_nor_cut_blocks_pass() {
     let key = data_key();
     let manner = manner(Compression::Uncompressed, Some(Arc::clone(&key)));
     let (old, new) = (vec![1; 4 * BLOCK_SIZE], vec![2; 4 * BLOCK_SIZE]);
-    let (before, _) = manner.encode(&frames(&old)).unwrap();
-    let (stored, encoding) = manner.encode(&frames(&new)).unwrap();
+    let (before, _) = encode(&manner, &old);
+    let (stored, encoding) = encode(&manner, &new);
     let decoder = Decoder::new(&encoding, stored.len() as u64, Some(&key)).unwrap();
     let refused = |bytes: &[u8]| assert_eq!(decode(&decoder, bytes, 0..4).unwrap_err().code, Code::Corrupt);
     // Two blocks in each other's place, with their tags.
-    let mut swapped = stored.to_vec();
+    let mut swapped = stored.clone();
     let index = decoder.layout().index().start as usize;
     for (first, second, length) in [(0, BLOCK_SIZE, BLOCK_SIZE), (index, index + 16, 16)] {
         for at in 0..length {
@@ -112,7 +122,7 @@ fn neither_swapped_nor_older_nor_cut_blocks_pass() {
     }
     refused(&swapped);
     // A block of the content as it was before, with its tag; and all of it.
-    let mut replayed = stored.to_vec();
+    let mut replayed = stored.clone();
     replayed[..BLOCK_SIZE].copy_from_slice(&before[..BLOCK_SIZE]);
     replayed[index..index + 16].copy_from_slice(&before[index..index + 16]);
     refused(&replayed);
@@ -131,7 +141,7 @@ fn neither_the_content_nor_the_key_is_stored() {
     let words = b"a sentence that nobody else may read. ";
     let plain = words.repeat(20_000);
     for compression in [Compression::Uncompressed, Compression::Lz4, Compression::Zstd] {
-        let (stored, _) = manner(compression, Some(Arc::clone(&key))).encode(&frames(&plain)).unwrap();
+        let (stored, _) = encode(&manner(compression, Some(Arc::clone(&key))), &plain);
         let found = |needle: &[u8]| stored.windows(needle.len()).any(|window| window == needle);
         assert!(!found(&words[..12]) && !found(&key.expose()[..8]));
         if compression != Compression::Uncompressed {
@@ -145,7 +155,7 @@ fn the_longest_content_fits_a_chunk() {
     let plain = content(MAX_CONTENT_LENGTH as usize, 3);
     let key = data_key();
     for compression in [Compression::Uncompressed, Compression::Lz4] {
-        let (stored, encoding) = manner(compression, Some(Arc::clone(&key))).encode(&frames(&plain)).unwrap();
+        let (stored, encoding) = encode(&manner(compression, Some(Arc::clone(&key))), &plain);
         assert!(encoding.layout(stored.len() as u64).is_ok());
     }
 }
