@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_tests::cluster::Cluster;
 use dfs_tests::commands::{run, shell, succeed};
@@ -144,6 +144,35 @@ fn what_cannot_be_verified_is_refused_with_a_sentence() {
     }
     let (code, empty) = verify_path(mount.path());
     assert_eq!((code, &empty["chunks"]["total"], &empty["tree"]["symlinks"]), (0, &0.into(), &1.into()));
+}
+
+#[test]
+fn what_the_timer_starts_verifies_everything() {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/dfs-scrub.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/dfs-admin "));
+    let cluster = Cluster::start();
+    let mount = cluster.mount();
+    for number in 0..20 {
+        fs::write(mount.join(format!("file-{number}")), bytes(number, 5000)).unwrap();
+    }
+    let arguments: Vec<&str> = command.expect("it starts dfs-admin").split(' ').collect();
+    let output = admin(&[&arguments[..], &["--meta", cluster.address()]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).starts_with("good: 20 chunks verified"), "{}", said(&output));
+    // A rate is kept to.
+    fs::write(mount.join("large"), bytes(99, 3 << 20)).unwrap();
+    let begun = Instant::now();
+    let slow = admin(&["verify", "--all", "--rate", "2", "--meta", cluster.address()]);
+    fs::write(mount.join("last"), b"x").unwrap();
+    assert_eq!(slow.status.code(), Some(0), "{}", said(&slow));
+    let again = admin(&["verify", "--all", "--rate", "2", "--meta", cluster.address()]);
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1400),
+        "3 MiB, and then one chunk more: {:?}",
+        begun.elapsed()
+    );
 }
 
 /// A shard: its chunk, its index, and the number of the daemon that has it.

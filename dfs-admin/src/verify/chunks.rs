@@ -12,6 +12,7 @@ use dfs_proto::{ClusterId, Failure};
 use tokio::task::JoinSet;
 
 use super::chunk_set::ChunkSet;
+use super::pace::Pace;
 use super::progress::Progress;
 use super::report::{self, Report};
 use crate::server::{Server, unexpected};
@@ -60,11 +61,12 @@ enum Checked {
     Gone,
 }
 
-/// Verifies all chunks, or those that are `wanted`.
+/// Verifies all chunks, or those that are `wanted`, at this pace.
 pub(super) async fn verify(
     server: &Server,
     cluster: ClusterId,
     wanted: Option<&ChunkSet>,
+    mut pace: Pace,
     progress: &Progress,
     report: &mut Report,
 ) -> Result<()> {
@@ -86,7 +88,7 @@ pub(super) async fn verify(
         }
         let mut found = 0;
         for record in page.chunks {
-            let id = record.plan.as_ref().map_or(0, |plan| plan.chunk);
+            let (id, length) = record.plan.as_ref().map_or((0, 0), |plan| (plan.chunk, plan.length));
             if wanted.is_some_and(|set| !set.contains(id)) {
                 continue;
             }
@@ -94,6 +96,7 @@ pub(super) async fn verify(
             if running.len() >= PARALLEL {
                 take(&mut running, progress, report).await?;
             }
+            pace.begin(length).await;
             running.spawn(check(server.clone(), Arc::clone(&verifier), record));
         }
         let covered = if page.end { u64::MAX } else { page.last };

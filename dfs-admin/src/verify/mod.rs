@@ -5,6 +5,7 @@
 //! | `chunks` | goes over chunks, reports what is bad |
 //! | `tree` | walks a tree and reads its files |
 //! | `digest` | how the digest of a tree is made up |
+//! | `pace` | keeps it to a rate |
 //! | `chunk_set` | which chunks the files of a tree name |
 //! | `report` | what was found: counted, judged, printed |
 //! | `progress` | the bar on a terminal |
@@ -12,6 +13,7 @@
 mod chunk_set;
 mod chunks;
 mod digest;
+mod pace;
 mod progress;
 mod report;
 mod tree;
@@ -32,6 +34,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::chunk_set::ChunkSet;
+use self::pace::Pace;
 use self::progress::Progress;
 use self::report::{Outcome, Report, Tree};
 use crate::find;
@@ -51,6 +54,9 @@ pub struct Options {
     /// Verify every chunk of the cluster
     #[arg(long, conflicts_with = "path", required_unless_present = "path")]
     all: bool,
+    /// At most so many MiB of chunks per second; of each, all copies or shards are read
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
     /// For programs
     #[arg(long)]
     json: bool,
@@ -99,14 +105,15 @@ async fn verify(meta: Option<&str>, options: &Options, progress: &Progress) -> R
     match &options.path {
         None => {
             progress.start_chunks(status.classes.iter().map(|class| class.chunks).sum());
-            chunks::verify(&server, cluster, None, progress, &mut report).await?;
+            chunks::verify(&server, cluster, None, Pace::new(options.rate), progress, &mut report).await?;
         }
         Some(path) => {
             progress.start_tree();
             let (tree, named) = read_tree(&server, path, progress).await?;
             report.tree = Some(tree);
             progress.start_chunks(named.len());
-            chunks::verify(&server, cluster, Some(&named), progress, &mut report).await?;
+            let pace = Pace::new(options.rate);
+            chunks::verify(&server, cluster, Some(&named), pace, progress, &mut report).await?;
         }
     }
     report.judge();
