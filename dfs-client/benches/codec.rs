@@ -19,6 +19,7 @@ use dfs_client::buffers::{Buffer, Buffers};
 use dfs_client::erasure::{self, Encoder, Part};
 use dfs_proto::limits::{BLOCK_SIZE, MAX_CHUNK_LENGTH};
 use dfs_proto::{Redundancy, Stripe};
+use rand::RngCore;
 use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
 
 const CODES: [(u32, u32); 5] = [(4, 2), (6, 3), (8, 3), (10, 4), (16, 4)];
@@ -39,7 +40,7 @@ fn main() {
         let rows = MAX_CHUNK_LENGTH as u32 / BLOCK_SIZE as u32 / data;
         let length = u64::from(rows * data) * BLOCK_SIZE as u64;
         let stripe = Stripe::new(Redundancy::Coded { data, parity }, length).expect("full rows");
-        let chunk = pattern(length as usize);
+        let chunk = noise(length as usize);
         let blocks: Vec<&[u8]> = chunk.chunks(BLOCK_SIZE).collect();
         let [cells, frames, library] = encode(&stripe, &blocks);
         let encoded = [cells, frames].map(|ours| beside(ours, library));
@@ -208,13 +209,8 @@ fn data_shard(stripe: &Stripe, blocks: &[&[u8]], shard: u32) -> Bytes {
         .into()
 }
 
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..length).map(|_| next()).collect()
+fn noise(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
 }

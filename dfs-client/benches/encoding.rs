@@ -13,6 +13,7 @@ use dfs_client::encoding::{Decoder, Manner};
 use dfs_client::keys::DataKey;
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::meta::Compression;
+use rand::RngCore;
 
 /// What a stream of writes is cut into.
 const CONTENT: usize = 16 * 1024 * 1024;
@@ -78,14 +79,9 @@ fn rate(mut way: impl FnMut()) -> f64 {
 }
 
 fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    (0..length).map(|_| next()).collect()
+    let mut bytes = vec![0; length];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
 }
 
 /// Words of a few letters in an order that does not repeat.

@@ -1,8 +1,7 @@
 //! Classes through the mount: coded chunks are read whatever is lost within their parity, and never wrong beyond it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +10,7 @@ use std::time::Duration;
 
 use dfs_tests::cluster::Cluster;
 use dfs_tests::commands::succeed;
-use dfs_tests::disks::{files_below, flip_bit};
+use dfs_tests::disks::{files_below, flip_bit, write_durably};
 use dfs_tests::fsx;
 use dfs_tests::mounted::Mount;
 use dfs_tests::operation::Data;
@@ -23,12 +22,6 @@ const BLOCK: usize = 64 * 1024;
 
 fn bytes(seed: u32, length: usize) -> Vec<u8> {
     Data { seed, length }.bytes()
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// Sets the class of a directory with the tool that people use.

@@ -1,15 +1,13 @@
 //! Parts that are dead, hung, full, damaged or of another cluster: what the rest does then.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dfs_tests::cluster::Cluster;
 use dfs_tests::commands::{self, Running};
-use dfs_tests::disks::{SmallDisk, files_below, flip_bit};
+use dfs_tests::disks::{SmallDisk, files_below, flip_bit, write_durably};
 use dfs_tests::operation::Data;
 use nix::sys::signal::Signal;
 
@@ -17,12 +15,6 @@ use nix::sys::signal::Signal;
 const FAILOVER: Duration = Duration::from_secs(5);
 /// A full disk is told within this.
 const PROMPTLY: Duration = Duration::from_secs(10);
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
 
 fn bytes(seed: u32, length: usize) -> Vec<u8> {
     Data { seed, length }.bytes()

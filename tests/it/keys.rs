@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,7 +14,7 @@ use dfs_client::keys::MasterKey;
 use dfs_proto::meta::{DataKey, Key, ListDataKeys, ListKeys, reply, request};
 use dfs_tests::cluster::{Builder, Cluster, block_on};
 use dfs_tests::commands::run;
-use dfs_tests::disks::files_below;
+use dfs_tests::disks::{files_below, write_durably};
 use dfs_tests::mounted::{Mount, is_mounted, require_fuse};
 use dfs_tests::operation::Data;
 use dfs_tests::programs;
@@ -147,12 +147,6 @@ fn text(path: &Path) -> &str {
 
 fn bytes(seed: u32, length: usize) -> Vec<u8> {
     Data { seed, length }.bytes()
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn set_class(directory: &Path, class: &str) -> io::Result<()> {

@@ -1,5 +1,7 @@
-//! Small disks for tests of full ones, and damage to what lies on a disk.
+//! Small disks for tests of full ones, files that are durable, and damage to what lies on a disk.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -34,6 +36,13 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = umount2(&self.path, MntFlags::MNT_DETACH);
     }
+}
+
+/// Makes a file, or empties the one that is there, and returns when these bytes of it are durable.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Every file below a directory, the largest first.

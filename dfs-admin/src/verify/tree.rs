@@ -177,7 +177,6 @@ impl<O: Observer> Walk<'_, O> {
     }
 
     /// The directory, open, its mode, and its names in any order.
-    #[allow(clippy::type_complexity)]
     fn list(
         &mut self,
         parent: BorrowedFd<'_>,

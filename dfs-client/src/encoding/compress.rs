@@ -99,14 +99,7 @@ mod tests {
     use super::*;
 
     fn noise(length: usize) -> Vec<u8> {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        };
-        (0..length).map(|_| next()).collect()
+        (0..length).map(|_| rand::random()).collect()
     }
 
     #[test]

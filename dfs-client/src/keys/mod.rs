@@ -91,8 +91,7 @@ impl Keyring {
         Ok(data_key)
     }
 
-    /// The same, if it is here.
-    pub fn known(&self, id: u64) -> Option<Arc<DataKey>> {
+    fn known(&self, id: u64) -> Option<Arc<DataKey>> {
         self.data_keys().get(&id).cloned()
     }
 
