@@ -10,9 +10,9 @@ use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dfs_proto::chunk::chunk_client::ChunkClient;
-use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutResult};
-use dfs_proto::limits::{MAX_HTTP2_FRAME, MAX_MESSAGE};
+use dfs_proto::chunk::{ForwardTo, PutHeader, PutResult};
+use dfs_proto::limits::MAX_HTTP2_FRAME;
+use dfs_proto::put::{self, PutPart};
 use dfs_proto::{Code, Failure, NodeAddress};
 use lru::LruCache;
 use tokio::sync::mpsc;
@@ -44,22 +44,22 @@ const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Connections to other nodes, by address and number of nodes behind.
 pub(crate) struct Peers {
-    clients: Mutex<LruCache<(String, usize), ChunkClient<Channel>>>,
+    channels: Mutex<LruCache<(String, usize), Channel>>,
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { clients: Mutex::new(LruCache::new(MAX_CONNECTIONS)) }
+        Self { channels: Mutex::new(LruCache::new(MAX_CONNECTIONS)) }
     }
 }
 
 impl Peers {
-    /// A client; connects when it is first used, and again after a failure. INVALID for a malformed address.
-    fn client(&self, address: &str, nodes_behind: usize) -> Result<ChunkClient<Channel>, Failure> {
+    /// A connection; it connects when it is first used, and again after a failure. INVALID for a malformed address.
+    fn channel(&self, address: &str, nodes_behind: usize) -> Result<Channel, Failure> {
         let key = (address.to_owned(), nodes_behind);
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(&key) {
+            return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|_| Failure::new(Code::Invalid, format!("{address:?} is not an address")))?
@@ -70,11 +70,9 @@ impl Peers {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_HTTP2_FRAME)
             .tcp_nodelay(true);
-        let client = ChunkClient::new(endpoint.connect_lazy())
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
-        clients.put(key, client.clone());
-        Ok(client)
+        let channel = endpoint.connect_lazy();
+        channels.put(key, channel.clone());
+        Ok(channel)
     }
 }
 
@@ -104,18 +102,15 @@ impl Chain {
             length: order.header.length.into(),
             forward: behind.iter().map(forward_to).collect(),
         };
-        let mut client = peers.client(&next.address, behind.len())?;
+        let channel = peers.channel(&next.address, behind.len())?;
         let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
         // What is held for a frame is given back when the connection takes it.
-        let queue = ReceiverStream::new(queue).map(|Forwarded { header, blocks }| PutFrame {
+        let queue = ReceiverStream::new(queue).map(|Forwarded { header, blocks }| PutPart {
             header,
-            data: blocks.data,
+            data: vec![blocks.data],
             block_crc32c: blocks.crc32c,
         });
-        let answer = tokio::spawn(async move {
-            let reply = client.put(queue).await?;
-            Ok(reply.into_inner().results)
-        });
+        let answer = tokio::spawn(async move { Ok(put::put(channel, queue).await?.results) });
         Ok(Some(Self { nodes: order.chain.clone(), header: Some(header), frames, answer }))
     }
 

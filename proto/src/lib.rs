@@ -11,6 +11,7 @@ pub mod ids;
 pub mod limits;
 pub mod local;
 pub mod name;
+pub mod put;
 pub mod redundancy;
 pub mod stripe;
 

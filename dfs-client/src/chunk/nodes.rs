@@ -181,9 +181,14 @@ impl Node {
 
     /// A client on one of the node's connections.
     pub(super) fn client(&self, lane: Lane) -> ChunkClient<Channel> {
-        ChunkClient::new(self.connection(lane).channel.clone())
+        ChunkClient::new(self.channel(lane))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// One of the node's connections.
+    pub(super) fn channel(&self, lane: Lane) -> Channel {
+        self.connection(lane).channel.clone()
     }
 
     fn connection(&self, lane: Lane) -> &Connection {

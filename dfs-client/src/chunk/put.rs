@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply, small_reply, small_request};
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::meta::{ChunkPlan, Replace, ShardPlan, reply, request};
+use dfs_proto::put::{self, PutPart};
 use dfs_proto::{Code, Failure, Redundancy, Stripe};
 use futures::future::join_all;
 use futures::{Stream, StreamExt, stream};
 
 use super::nodes::{Lane, Node};
-use super::packed::Frame;
 use super::{ChunkIo, PackedChunk, coded};
 
 /// A node that takes no byte and gives no answer for so long has failed. One that is gone is noticed sooner, by pings;
@@ -183,7 +183,7 @@ impl ChunkIo {
         let Some(((first_index, first), rest)) = targets.split_first() else { return Vec::new() };
         let forward =
             rest.iter().map(|(index, node)| ForwardTo { node: Some(node.place()), index: *index }).collect();
-        let frames = stream::iter(packed.frames().to_vec());
+        let frames = stream::iter(packed.frames().to_vec()).map(PutPart::from);
         match put_to(first, header(*first_index, forward), frames).await {
             Ok(reply) => {
                 let mut broken = false;
@@ -226,23 +226,22 @@ async fn put_small(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) ->
 pub(super) async fn put_to(
     node: &Arc<Node>,
     header: PutHeader,
-    frames: impl Stream<Item = Frame> + Send + 'static,
+    parts: impl Stream<Item = PutPart> + Send + Unpin + 'static,
 ) -> Result<PutReply, Failure> {
     let _under_way = node.begin(Lane::Bulk);
     let started = Instant::now();
     let progress_ms = Arc::new(AtomicU64::new(0));
     let mut header = Some(header);
     let taken = Arc::clone(&progress_ms);
-    let frames = frames.map(move |frame| {
+    let parts = parts.map(move |part| {
         taken.store(started.elapsed().as_millis() as u64, Ordering::Relaxed);
-        PutFrame { header: header.take(), data: frame.data, block_crc32c: frame.block_crc32c }
+        PutPart { header: header.take(), ..part }
     });
-    let mut client = node.client(Lane::Bulk);
-    let call = client.put(frames);
+    let call = put::put(node.channel(Lane::Bulk), parts);
     tokio::pin!(call);
     loop {
         tokio::select! {
-            answer = &mut call => return Ok(answer.map_err(|status| node.explain(status.into()))?.into_inner()),
+            answer = &mut call => return answer.map_err(|status| node.explain(status.into())),
             () = tokio::time::sleep(WATCH_EVERY) => {
                 let last = Duration::from_millis(progress_ms.load(Ordering::Relaxed));
                 let elapsed = started.elapsed();
