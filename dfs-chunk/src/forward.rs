@@ -10,10 +10,9 @@ use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dfs_proto::chunk::{ForwardTo, PutHeader, PutResult};
+use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutResult};
 use dfs_proto::limits::MAX_HTTP2_FRAME;
-use dfs_proto::put::{self, PutPart};
-use dfs_proto::{Code, Failure, NodeAddress};
+use dfs_proto::{Code, Failure, NodeAddress, put};
 use lru::LruCache;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -105,9 +104,9 @@ impl Chain {
         let channel = peers.channel(&next.address, behind.len())?;
         let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
         // What is held for a frame is given back when the connection takes it.
-        let queue = ReceiverStream::new(queue).map(|Forwarded { header, blocks }| PutPart {
+        let queue = ReceiverStream::new(queue).map(|Forwarded { header, blocks }| PutFrame {
             header,
-            data: vec![blocks.data],
+            data: blocks.data,
             block_crc32c: blocks.crc32c,
         });
         let answer = tokio::spawn(async move { Ok(put::put(channel, queue).await?.results) });

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use dfs_proto::chunk::{ForwardTo, PutFrame, PutHeader, PutReply, small_reply, small_request};
 use dfs_proto::limits::MAX_FRAME_DATA;
 use dfs_proto::meta::{ChunkPlan, Replace, ShardPlan, reply, request};
-use dfs_proto::put::{self, PutPart};
-use dfs_proto::{Code, Failure, Redundancy, Stripe};
+use dfs_proto::{Code, Failure, Redundancy, Stripe, put};
 use futures::future::join_all;
 use futures::{Stream, StreamExt, stream};
 
 use super::nodes::{Lane, Node};
+use super::packed::Frame;
 use super::{ChunkIo, PackedChunk, coded};
 
 /// A node that takes no byte and gives no answer for so long has failed. One that is gone is noticed sooner, by pings;
@@ -183,7 +183,7 @@ impl ChunkIo {
         let Some(((first_index, first), rest)) = targets.split_first() else { return Vec::new() };
         let forward =
             rest.iter().map(|(index, node)| ForwardTo { node: Some(node.place()), index: *index }).collect();
-        let frames = stream::iter(packed.frames().to_vec()).map(PutPart::from);
+        let frames = stream::iter(packed.frames().to_vec());
         match put_to(first, header(*first_index, forward), frames).await {
             Ok(reply) => {
                 let mut broken = false;
@@ -226,18 +226,18 @@ async fn put_small(node: &Arc<Node>, packed: &PackedChunk, header: PutHeader) ->
 pub(super) async fn put_to(
     node: &Arc<Node>,
     header: PutHeader,
-    parts: impl Stream<Item = PutPart> + Send + Unpin + 'static,
+    frames: impl Stream<Item = Frame> + Send + Unpin + 'static,
 ) -> Result<PutReply, Failure> {
     let _under_way = node.begin(Lane::Bulk);
     let started = Instant::now();
     let progress_ms = Arc::new(AtomicU64::new(0));
     let mut header = Some(header);
     let taken = Arc::clone(&progress_ms);
-    let parts = parts.map(move |part| {
+    let frames = frames.map(move |frame| {
         taken.store(started.elapsed().as_millis() as u64, Ordering::Relaxed);
-        PutPart { header: header.take(), ..part }
+        PutFrame { header: header.take(), data: frame.data, block_crc32c: frame.block_crc32c }
     });
-    let call = put::put(node.channel(Lane::Bulk), parts);
+    let call = put::put(node.channel(Lane::Bulk), frames);
     tokio::pin!(call);
     loop {
         tokio::select! {

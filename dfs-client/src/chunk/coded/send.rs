@@ -4,13 +4,12 @@ use std::ops::Range;
 
 use dfs_proto::chunk::PutHeader;
 use dfs_proto::limits::{BLOCK_SIZE, MAX_FRAME_DATA};
-use dfs_proto::put::PutPart;
 use dfs_proto::{Code, Failure, Stripe};
 use futures::future::{join, join_all};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::super::packed::PackedChunk;
+use super::super::packed::{Frame, PackedChunk};
 use super::super::put::{Outcome, Target, put_to};
 use crate::buffers::{Buffer, Buffers};
 use crate::erasure::Encoder;
@@ -25,7 +24,7 @@ const _: () = assert!(ROWS_AT_ONCE as usize * BLOCK_SIZE <= MAX_FRAME_DATA);
 const FRAMES_AHEAD: usize = 1;
 
 /// Where a shard's cells are handed to; `None` once nobody takes them any more.
-type Outlet = (u32, Option<mpsc::Sender<PutPart>>);
+type Outlet = (u32, Option<mpsc::Sender<Frame>>);
 
 /// Sends each of `targets` its shard; what became of it. `header` is a shard's, by its index and length.
 pub(in super::super) async fn send(
@@ -66,18 +65,16 @@ async fn encode(
     for rows in runs(stripe) {
         let (packed, stripe, buffers) = (packed.clone(), *stripe, buffers.clone());
         let encoding = tokio::task::spawn_blocking(move || {
-            let parts = parts(&mut encoder, &packed, &stripe, &rows, &buffers);
-            (encoder, parts)
+            let frames = frames(&mut encoder, &packed, &stripe, &rows, &buffers);
+            (encoder, frames)
         });
-        let (same, parts) =
+        let (same, frames) =
             encoding.await.map_err(|error| Failure::new(Code::InputOutput, error.to_string()))?;
         encoder = same;
-        let parts = parts?;
+        let frames = frames?;
         for (index, outlet) in &mut outlets {
-            let part = &parts[*index as usize];
-            if let Some(open) = outlet
-                && !part.data.is_empty()
-                && open.send(part.clone()).await.is_err()
+            if let (Some(open), Some(frame)) = (&*outlet, &frames[*index as usize])
+                && open.send(frame.clone()).await.is_err()
             {
                 *outlet = None;
             }
@@ -97,43 +94,52 @@ fn runs(stripe: &Stripe) -> impl Iterator<Item = Range<u32>> + use<> {
     (0..rows).step_by(at_once as usize).map(move |row| row..(row + at_once).min(rows))
 }
 
-/// The cells of all shards in some rows, by shard; none for a data shard behind the chunk's end. Data stays where it is.
-fn parts(
+/// The cells of all shards in some rows, by shard; `None` for a data shard behind the chunk's end.
+fn frames(
     encoder: &mut Encoder,
     packed: &PackedChunk,
     stripe: &Stripe,
     rows: &Range<u32>,
     buffers: &Buffers,
-) -> Result<Vec<PutPart>, Failure> {
-    let data_part = |shard| {
-        let mut part = PutPart::default();
-        for row in rows.clone().filter(|row| stripe.cell_length(shard, *row) > 0) {
+) -> Result<Vec<Option<Frame>>, Failure> {
+    let shards = 0..stripe.data_shards() + stripe.parity_shards();
+    let mut frames: Vec<_> = shards.map(|shard| Filling::new(stripe, shard, rows, buffers)).collect();
+    let (data, parity) = frames.split_at_mut(stripe.data_shards() as usize);
+    let block = |block| packed.block(block).0;
+    // Row by row: the code finds in the processor's cache what was copied just now.
+    for row in rows.clone() {
+        for (shard, frame) in (0..).zip(&mut *data).filter(|(shard, _)| stripe.cell_length(*shard, row) > 0) {
             let (block, crc32c) = packed.block(stripe.block_of(shard, row));
-            part.data.push(block);
-            part.block_crc32c.push(crc32c);
+            frame.put(block, crc32c);
         }
-        part
-    };
-    let mut parts: Vec<PutPart> = (0..stripe.data_shards()).map(data_part).collect();
-    let block = |block| {
-        let (shard, row) = stripe.place_of(block);
-        &*parts[shard as usize].data[(row - rows.start) as usize]
-    };
-    let parity_length = stripe.coded_length(rows);
-    let mut parity: Vec<(Buffer, Vec<u32>)> = (0..stripe.parity_shards())
-        .map(|_| (buffers.take(parity_length), Vec::with_capacity(rows.len())))
-        .collect();
-    encoder.encode(rows, block, |shard, cell| {
-        let (cells, block_crc32c) = &mut parity[shard];
-        cells.put(cell);
-        block_crc32c.push(crc32c::crc32c(cell));
-    })?;
-    parts.extend(parity.into_iter().map(|(cells, block_crc32c)| PutPart {
-        data: vec![cells.freeze()],
-        block_crc32c,
-        ..PutPart::default()
-    }));
-    Ok(parts)
+        encoder
+            .encode(&(row..row + 1), block, |shard, cell| parity[shard].put(cell, crc32c::crc32c(cell)))?;
+    }
+    Ok(frames.into_iter().map(Filling::done).collect())
+}
+
+/// A frame that is being filled.
+struct Filling {
+    data: Buffer,
+    block_crc32c: Vec<u32>,
+}
+
+impl Filling {
+    fn new(stripe: &Stripe, shard: u32, rows: &Range<u32>, buffers: &Buffers) -> Self {
+        let data = buffers.take(stripe.part_length(shard, rows));
+        Self { data, block_crc32c: Vec::with_capacity(rows.len()) }
+    }
+
+    fn put(&mut self, cell: &[u8], crc32c: u32) {
+        self.data.put(cell);
+        self.block_crc32c.push(crc32c);
+    }
+
+    /// `None` when nothing was put.
+    fn done(self) -> Option<Frame> {
+        let Self { data, block_crc32c } = self;
+        (!block_crc32c.is_empty()).then(|| Frame { data: data.freeze(), block_crc32c })
+    }
 }
 
 #[cfg(test)]
@@ -155,14 +161,14 @@ mod tests {
             let mut encoder = Encoder::new(stripe).unwrap();
             let mut shards = vec![Vec::new(); (data + parity) as usize];
             for rows in runs(&stripe) {
-                for (shard, part) in
-                    shards.iter_mut().zip(parts(&mut encoder, &packed, &stripe, &rows, &buffers).unwrap())
+                for (shard, frame) in
+                    shards.iter_mut().zip(frames(&mut encoder, &packed, &stripe, &rows, &buffers).unwrap())
                 {
-                    let data = part.data.concat();
-                    assert!(data.len() <= MAX_FRAME_DATA && shard.len() % BLOCK_SIZE == 0);
-                    let sums: Vec<u32> = data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
-                    assert_eq!(part.block_crc32c, sums);
-                    shard.extend_from_slice(&data);
+                    let Some(frame) = frame else { continue };
+                    assert!(frame.data.len() <= MAX_FRAME_DATA && shard.len() % BLOCK_SIZE == 0);
+                    let sums: Vec<u32> = frame.data.chunks(BLOCK_SIZE).map(crc32c::crc32c).collect();
+                    assert_eq!(frame.block_crc32c, sums);
+                    shard.extend_from_slice(&frame.data);
                 }
             }
             for (index, shard) in (0..).zip(&shards) {
