@@ -22,7 +22,7 @@ use futures::FutureExt;
 use super::DataPlane;
 use super::cache::Run;
 use super::ids::Kind;
-use super::inode::{InodeData, Keeping, Settled};
+use super::inode::{InodeData, Keeping, STREAM_CUT_BYTES, Settled};
 use super::layers::{Take, TakenLayer};
 use super::packer::{Placement, pack};
 use crate::buffers::Buffers;
@@ -31,6 +31,9 @@ use crate::encoding::Manner;
 
 /// Uploads that nobody waits for, at a time.
 const BACKGROUND_UPLOADS: usize = 4;
+/// Bytes of them from which on no further one begins. More large ones at a time are not faster: what each works on pushes the
+/// others' out of the processor's cache.
+const BACKGROUND_BYTES: usize = 2 * STREAM_CUT_BYTES;
 /// Uploads at a time: some room is kept for those that somebody waits for.
 const MAX_UPLOADS: usize = 8;
 /// Packing, encoding and checksums above this are not done on a thread that others wait for.
@@ -64,6 +67,7 @@ struct Queues {
     background: Queue,
     running: usize,
     running_background: usize,
+    background_bytes: usize,
 }
 
 /// Inodes in order, each once.
@@ -123,11 +127,14 @@ impl Flusher {
         while let Some(job) = queues.next_job() {
             let plane = Arc::clone(plane);
             plane.runtime.clone().spawn(async move {
-                let urgency = job.urgency;
+                let (urgency, bytes) = (job.urgency, job.bytes());
                 job.run(&plane).await;
                 let mut queues = plane.flusher.lock();
                 queues.running -= 1;
-                queues.running_background -= usize::from(urgency == Urgency::Background);
+                if urgency == Urgency::Background {
+                    queues.running_background -= 1;
+                    queues.background_bytes -= bytes;
+                }
                 Self::start_jobs(&mut queues, &plane);
             });
         }
@@ -153,12 +160,19 @@ impl Queues {
         }
         let job = match self.gather(Urgency::Waited) {
             Some(job) => job,
-            None if self.running_background < BACKGROUND_UPLOADS => self.gather(Urgency::Background)?,
+            None if self.has_room_in_background() => self.gather(Urgency::Background)?,
             None => return None,
         };
         self.running += 1;
-        self.running_background += usize::from(job.urgency == Urgency::Background);
+        if job.urgency == Urgency::Background {
+            self.running_background += 1;
+            self.background_bytes += job.bytes();
+        }
         Some(job)
+    }
+
+    fn has_room_in_background(&self) -> bool {
+        self.running_background < BACKGROUND_UPLOADS && self.background_bytes < BACKGROUND_BYTES
     }
 
     /// Takes layers of the inodes in one queue, all kept in one way, until a chunk or a commit is full.
@@ -201,6 +215,11 @@ impl Queues {
 }
 
 impl Job {
+    /// Of data, before it is encoded.
+    fn bytes(&self) -> usize {
+        self.layers.iter().map(|(_, layer)| layer.bytes.bytes()).sum()
+    }
+
     /// Uploads and commits; settles every layer, one way or the other.
     async fn run(self, plane: &Arc<DataPlane>) {
         // Whoever waits for these layers must hear of a panic too, and the slot come free.

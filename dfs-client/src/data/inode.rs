@@ -21,7 +21,7 @@ use super::readahead::Readahead;
 use super::segments::MAX_RUN;
 
 /// Dirty bytes of one inode that are cut and uploaded in the background without waiting for more.
-const STREAM_CUT_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const STREAM_CUT_BYTES: usize = 32 * 1024 * 1024;
 /// Runs likewise: scattered small writes.
 const STREAM_CUT_RUNS: usize = 4096;
 

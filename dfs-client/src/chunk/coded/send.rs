@@ -16,10 +16,8 @@ use crate::erasure::Encoder;
 
 /// Cells of all shards encoded at once, at most: 6 MiB.
 const CELLS_AT_ONCE: u32 = 96;
-/// Rows encoded at once, so that frames are of 512 KiB at most: the processor's cache holds the parity of so many while it
-/// is put into them.
-const ROWS_AT_ONCE: u32 = 8;
-const _: () = assert!(ROWS_AT_ONCE as usize * BLOCK_SIZE <= MAX_FRAME_DATA);
+/// Rows encoded at once: as many as fill a frame. The fewer frames, the less often who receives them is woken up.
+const ROWS_AT_ONCE: u32 = (MAX_FRAME_DATA / BLOCK_SIZE) as u32;
 /// Frames of one shard that wait to be sent: what is encoded ahead.
 const FRAMES_AHEAD: usize = 1;
 
