@@ -59,7 +59,7 @@ fn main() {
 fn encode(stripe: &Stripe, blocks: &[&[u8]]) -> [f64; 3] {
     let (data, parity) = (stripe.data_shards(), stripe.parity_shards());
     let block = |block: u32| blocks[block as usize];
-    let runs = runs(stripe, (96 / (data + parity)).min(8));
+    let runs = runs(stripe, (96 / (data + parity)).min(16));
     let cells = || {
         let mut encoder = Encoder::new(*stripe).expect("a code");
         for rows in &runs {
