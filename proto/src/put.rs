@@ -8,9 +8,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_core::Stream;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
+use tokio_stream::Stream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -124,12 +124,10 @@ mod tests {
     }
 
     fn frame() -> impl Strategy<Value = PutFrame> {
-        let header = proptest::option::of((any::<u64>(), any::<u32>(), ".{0,20}"));
-        let header = header.prop_map(|header| {
-            let header =
-                |(chunk, index, redundancy)| PutHeader { chunk, index, redundancy, ..Default::default() };
-            Some(header(header?))
+        let header = (any::<u64>(), any::<u32>(), ".{0,20}").prop_map(|(chunk, index, redundancy)| {
+            PutHeader { chunk, index, redundancy, ..PutHeader::default() }
         });
+        let header = proptest::option::of(header);
         let data = vec(any::<u8>(), 0..300).prop_map(Bytes::from);
         (header, data, vec(any::<u32>(), 0..20)).prop_map(|(header, data, block_crc32c)| PutFrame {
             header,
